@@ -1,0 +1,1 @@
+"""Strict two-way conversion between svdjax parameter trees and PyTorch checkpoints."""
