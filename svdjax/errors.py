@@ -1,6 +1,7 @@
-"""The one exception for mistakes that the user can mend, and the check for optional packages."""
+"""The one exception for mistakes that the user can mend, and the checks that raise it."""
 
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -27,3 +28,24 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise UserError(f"{module} is not installed: run `pip install 'svdjax[{extra}]'`") from None
+
+
+def check_keys(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
+    """Compare two sets of names.
+
+    Raises:
+        UserError: some names are missing or unexpected; the message lists them.
+    """
+    found, expected = set(found), set(expected)
+    missing, unexpected = sorted(expected - found), sorted(found - expected)
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing: {_shortened(missing)}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected: {_shortened(unexpected)}")
+    if problems:
+        raise UserError(f"{what}: {'; '.join(problems)}")
+
+
+def _shortened(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

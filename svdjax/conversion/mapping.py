@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from svdjax.errors import UserError
+from svdjax.errors import check_keys
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -91,27 +91,6 @@ def prefixed(table: Iterable[Entry], *, ours: str = "", theirs: str = "") -> lis
         Entry(tuple(ours + path for path in row.ours), tuple(theirs + key for key in row.theirs), row.layout)
         for row in table
     ]
-
-
-def check_keys(what: str, found: Iterable[str], expected: Iterable[str]) -> None:
-    """Compare two sets of names.
-
-    Raises:
-        UserError: some names are missing or unexpected; the message lists them.
-    """
-    found, expected = set(found), set(expected)
-    missing, unexpected = sorted(expected - found), sorted(found - expected)
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing: {_shortened(missing)}")
-    if unexpected:
-        problems.append(f"{len(unexpected)} unexpected: {_shortened(unexpected)}")
-    if problems:
-        raise UserError(f"{what}: {'; '.join(problems)}")
-
-
-def _shortened(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
 def to_ours(table: list[Entry], tensors: Mapping[str, np.ndarray], *, what: str) -> dict[str, np.ndarray]:

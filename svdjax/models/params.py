@@ -1,0 +1,75 @@
+"""Parameters as a flat tree: dotted paths to arrays, and back."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from svdjax.errors import UserError, check_keys
+from svdjax.typing import Array, PyTree
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def flat_params(module: nnx.Module) -> dict[str, Array]:
+    """Every parameter of a module by its dotted path, e.g. ``unet.down.0.res.1.temporal.conv1.kernel``.
+
+    The values are arrays, or ``jax.ShapeDtypeStruct`` for a module made by :func:`abstract`.
+    """
+    state = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return {_dotted(path): variable.get_value() for path, variable in state}
+
+
+def abstract(make: type[Module], config: object) -> Module:
+    """A module of shapes without values: ``abstract(UNet, UNetConfig.svd())`` costs no memory."""
+    return nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0)))
+
+
+def initialise(make: type[Module], config: object, seed: int) -> Module:
+    """A module with random float32 parameters, made in one compiled call."""
+    graph, shapes = nnx.split(abstract(make, config))
+    del shapes
+    return nnx.merge(
+        graph, jax.jit(lambda key: nnx.state(make(config, rngs=nnx.Rngs(key))))(jax.random.key(seed))
+    )
+
+
+def load_flat(module: Module, flat: Mapping[str, Array | np.ndarray], *, what: str) -> Module:
+    """Fill every parameter of a module (often an abstract one) from a flat tree.
+
+    Returns:
+        A module of the same structure that holds the given arrays.
+
+    Raises:
+        UserError: a path is missing or left over, or a shape differs.
+    """
+    graph, state = nnx.split(module)
+    wanted = dict(nnx.to_flat_state(state))
+    paths = {_dotted(path): path for path in wanted}
+    check_keys(what, flat, paths)
+    for name, path in paths.items():
+        if tuple(flat[name].shape) != tuple(wanted[path].shape):
+            raise UserError(
+                f"{what}: {name} has shape {tuple(flat[name].shape)}, the model needs {tuple(wanted[path].shape)}"
+            )
+    filled = [(path, wanted[path].replace(jnp.asarray(flat[name]))) for name, path in paths.items()]
+    return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def param_count(module: nnx.Module) -> int:
+    """Number of parameters."""
+    return sum(int(np.prod(value.shape)) for value in flat_params(module).values())
+
+
+def cast_floating(tree: PyTree, dtype: jnp.dtype) -> PyTree:
+    """Cast every floating-point leaf of a tree (a state, or a batch); other leaves stay as they are."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+    )
