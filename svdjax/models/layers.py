@@ -1,0 +1,143 @@
+"""Small layers that every network shares: embeddings, norms, convolutions, resampling and blending."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from svdjax.typing import Array, Bool, Float
+
+GROUPS = 32
+
+
+def sinusoidal_embedding(
+    values: Float[Array, "*lead"], dim: int, max_period: float = 10000.0
+) -> Float[Array, "*lead {dim}"]:
+    """Embed numbers as ``[cos | sin]`` of ``dim / 2`` geometrically spaced frequencies.
+
+    The transformer's position code (arXiv 1706.03762, section 3.5) for any real number, neither scaled nor
+    rounded.
+
+    Args:
+        values: numbers to embed, in their own unit (a timestep index, ``c_noise``, frames per second, ...).
+        dim: even width of the embedding.
+        max_period: the longest wavelength is 2 pi times this.
+
+    Returns:
+        Values in [-1, 1], float64 for float64 input and float32 otherwise.
+    """
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    frequencies = jnp.exp(
+        -jnp.log(jnp.asarray(max_period, dtype)) * jnp.arange(dim // 2, dtype=dtype) / (dim // 2)
+    )
+    angles = values.astype(dtype)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class EmbeddingMLP(nnx.Module):
+    """Linear, SiLU, linear: turns a sinusoidal embedding into one that blocks can use."""
+
+    def __init__(self, in_dim: int, hidden: int, out_dim: int, *, rngs: nnx.Rngs) -> None:
+        self.linear1 = nnx.Linear(in_dim, hidden, rngs=rngs)
+        self.linear2 = nnx.Linear(hidden, out_dim, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*lead c"]) -> Float[Array, "*lead e"]:
+        """Embed; computed in the parameters' dtype."""
+        return self.linear2(jax.nn.silu(self.linear1(x.astype(self.linear1.kernel.dtype))))
+
+
+def group_norm(channels: int, *, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Normalise over 32 groups of channels and every axis but the first; statistics at least float32.
+
+    Fold frames into the batch for a norm per image; give ``[b, t, h, w, c]`` for statistics over a video.
+    """
+    return nnx.GroupNorm(channels, num_groups=GROUPS, epsilon=eps, use_fast_variance=False, rngs=rngs)
+
+
+def conv3x3(
+    in_channels: int, out_channels: int, *, stride: int = 1, zero_init: bool = False, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """A 3x3 convolution padded by 1 on every side, as PyTorch pads; leading axes count as batch."""
+    init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
+    return nnx.Conv(in_channels, out_channels, (3, 3), strides=stride, padding=1, kernel_init=init, rngs=rngs)
+
+
+class TemporalConv(nnx.Module):
+    """A convolution over three frames, zero-padded at both ends; kernel ``(3, 1, 1, in, out)``."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, zero_init: bool = False, rngs: nnx.Rngs
+    ) -> None:
+        init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (3, 1, 1, in_channels, out_channels), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((out_channels,)))
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c_out"]:
+        """Convolve over ``t``; any number of frames."""
+        kernel = self.kernel[...].astype(x.dtype)
+        out = lax.platform_dependent(x, kernel, cpu=_shifted_matmuls, default=_conv3d)
+        return out + self.bias[...].astype(x.dtype)
+
+
+def _conv3d(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1, 1), ((1, 1), (0, 0), (0, 0)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+def _shifted_matmuls(x: Array, kernel: Array) -> Array:
+    # XLA's CPU 3-D convolution is a naive loop; three matrix products are the same sum.
+    before, here, after = (x @ kernel[i, 0, 0] for i in range(3))
+    pad = ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0))
+    return here + jnp.pad(before, pad)[:, :-2] + jnp.pad(after, pad)[:, 2:]
+
+
+class Downsample(nnx.Module):
+    """The UNet's halving: a stride-2 convolution padded by 1 on both sides (the VAE pads only the end)."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.conv = conv3x3(channels, channels, stride=2, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*lead h w c"]) -> Float[Array, "*lead h2 w2 c"]:
+        """Halve rows and columns, rounding up."""
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+        self.conv = conv3x3(channels, channels, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "*lead h w c"], size: tuple[int, int] | None = None
+    ) -> Float[Array, "*lead h2 w2 c"]:
+        """Double rows and columns.
+
+        Args:
+            x: features.
+            size: rows and columns wanted, ``2n`` or ``2n - 1`` of each, where the level above is odd. Nearest
+                interpolation to an odd size equals doubling and dropping the last row.
+        """
+        x = jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
+        return self.conv(x if size is None else x[..., : size[0], : size[1], :])
+
+
+def alpha_blend(
+    mix_factor: Float[Array, "1"],
+    first: Float[Array, "*x"],
+    second: Float[Array, "*x"],
+    keep_first: Bool[Array, "*x_or_ones"] | None = None,
+) -> Float[Array, "*x"]:
+    """``alpha * first + (1 - alpha) * second`` with ``alpha = sigmoid(mix_factor)``.
+
+    Args:
+        mix_factor: the learned number before the sigmoid.
+        first: one stream; the UNet's spatial one, but the VAE decoder's *temporal* one.
+        second: the other stream.
+        keep_first: broadcastable to ``first``; where true, alpha is 1.
+    """
+    alpha = jax.nn.sigmoid(mix_factor).astype(first.dtype)
+    if keep_first is not None:
+        alpha = jnp.where(keep_first, jnp.ones((), first.dtype), alpha)
+    return alpha * first + (1 - alpha) * second
