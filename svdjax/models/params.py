@@ -56,9 +56,8 @@ def load_flat(module: Module, flat: Mapping[str, Array | np.ndarray], *, what: s
     check_keys(what, flat, paths)
     for name, path in paths.items():
         if tuple(flat[name].shape) != tuple(wanted[path].shape):
-            raise UserError(
-                f"{what}: {name} has shape {tuple(flat[name].shape)}, the model needs {tuple(wanted[path].shape)}"
-            )
+            found, needed = tuple(flat[name].shape), tuple(wanted[path].shape)
+            raise UserError(f"{what}: {name} has shape {found}, the model needs {needed}")
     filled = [(path, wanted[path].replace(jnp.asarray(flat[name]))) for name, path in paths.items()]
     return nnx.merge(graph, nnx.from_flat_state(filled))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from einops import repeat
 
 from svdjax.models.layers import sinusoidal_embedding
+from svdjax.models.params import cast_floating
 from svdjax.models.svd import Scalars
 from svdjax.models.unet import UNet
 from svdjax.typing import Array, Float
@@ -56,14 +57,19 @@ Network = Callable[[Float[Array, "b t h w c"], Float[Array, " b"], Conditioning]
 def network_of(unet: UNet) -> Network:
     """The UNet as the denoiser sees it: scaled latent, noise embedding and conditioning to output.
 
-    The conditioning latent joins *after* the latent was scaled by c_in, and is not scaled itself.
+    The conditioning latent joins *after* the latent was scaled by c_in, and is not scaled itself. The UNet
+    computes in the type of its parameters; the output returns in the type of ``x``.
     """
+    dtype = unet.conv_in.kernel[...].dtype
 
     def network(
         x: Float[Array, "b t h w c"], c_noise: Float[Array, " b"], cond: Conditioning
     ) -> Float[Array, "b t h w c"]:
+        inputs = x.astype(dtype)
+        cond = cast_floating(cond, dtype)
         if cond.concat is not None:
-            x = jnp.concatenate([x, cond.concat.astype(x.dtype)], axis=-1)
-        return unet(x, c_noise, cond.context, cond.vector, temporal_context=cond.temporal_context)
+            inputs = jnp.concatenate([inputs, cond.concat], axis=-1)
+        out = unet(inputs, c_noise, cond.context, cond.vector, temporal_context=cond.temporal_context)
+        return out.astype(x.dtype)
 
     return network

@@ -69,8 +69,9 @@ class ImageToVideo:
             frames: number of frames t of the video.
 
         Returns:
-            One CLIP token; the mode of the noised picture's latent (not multiplied by the scaling factor, as the
-            released weights expect) repeated over the frames; the embedded scalars. ``fps`` enters as fps - 1.
+            One CLIP token; the mode of the noised picture's latent (not multiplied by the scaling factor, as
+            the released weights expect) repeated over the frames; the embedded scalars. ``fps`` enters as
+            fps - 1.
         """
         clip_image = request.clip_image
         if clip_image is None:

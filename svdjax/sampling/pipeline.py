@@ -1,0 +1,211 @@
+"""From pictures to frames: conditioning, the sampler, and the decoder, on every device there is."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from svdjax.sampling.decode import decode_frames
+
+from svdjax.diffusion.denoiser import Denoiser, VPrediction
+from svdjax.diffusion.guidance import (
+    ConstantGuidance,
+    Guidance,
+    LinearGuidance,
+    NoGuidance,
+    TriangleGuidance,
+    guided,
+)
+from svdjax.diffusion.noise import AlignYourSteps, Karras, LogLinear, Schedule, initial_noise, video_noise
+from svdjax.diffusion.samplers import SAMPLERS, sample
+from svdjax.models.clip_preprocess import preprocess
+from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
+from svdjax.models.vae import VAE
+from svdjax.sampling.images import pad_to_multiple, to_uint8
+from svdjax.tasks import Conditioning, ImageRequest, ImageToVideo, network_of
+from svdjax.typing import Array, Float, Int, Key, UInt8, ndarray
+
+SamplerName = Literal["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral", "ddim"]
+ScheduleName = Literal["karras", "align_your_steps", "log_linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to sample.
+
+    Attributes:
+        defaults: sizes, steps, guidance and conditioning values.
+        sampler, schedule: names of the sampler and of the noise levels that it steps through.
+        seed: video i of a seed is the same whatever the number of devices and of other videos.
+        chunk: frames decoded at once, or None for all.
+        decode: ``exact`` equals decoding all frames at once; ``reference`` decodes chunks alone, with seams.
+    """
+
+    defaults: SamplingDefaults
+    sampler: SamplerName = "euler"
+    schedule: ScheduleName = "karras"
+    seed: int = 23
+    chunk: int | None = None
+    decode: Literal["exact", "reference"] = "exact"
+
+
+@dataclass
+class Timings:
+    """Seconds spent per stage; the first call of a stage includes compiling it."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def measure(self, stage: str, call: Callable[[], Array]) -> Array:
+        """Run a stage to its end and add its time."""
+        start = time.perf_counter()
+        result = jax.block_until_ready(call())
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        return result
+
+
+def guidance_of(defaults: SamplingDefaults) -> Guidance:
+    """The guidance that a checkpoint's defaults describe."""
+    first, last = defaults.guidance
+    if defaults.guidance_shape == "triangle":
+        return TriangleGuidance(first, last)
+    if defaults.guidance_shape == "constant" or first == last:
+        return NoGuidance() if last == 1 else ConstantGuidance(last)
+    return LinearGuidance(first, last)
+
+
+def size_multiple(config: SVDConfig) -> int:
+    """Height and width must be multiples of this: the VAE's factor times the UNet's (64 for SVD)."""
+    return config.vae.factor * 2 ** (len(config.unet.channels) - 1)
+
+
+def schedule_of(name: ScheduleName, defaults: SamplingDefaults) -> Schedule:
+    """The noise levels to step through, over the checkpoint's range."""
+    if name == "align_your_steps":
+        return AlignYourSteps()
+    kind = Karras if name == "karras" else LogLinear
+    return kind(sigma_min=defaults.sigma_min, sigma_max=defaults.sigma_max)
+
+
+def decoder_dtype(vae: VAE) -> jnp.dtype:
+    """The type to decode in: the parameters' own, but never float16, which SVD's decoder overflows."""
+    dtype = vae.decoder.conv_in.kernel[...].dtype
+    return jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
+
+
+class Pipeline:
+    """A loaded model made ready to sample: three stages, compiled once, one video per device at a time.
+
+    Attributes:
+        timings: seconds spent per stage so far.
+    """
+
+    def __init__(
+        self, model: SVD, settings: Settings, *, on_step: Callable[[int], None] | None = None
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            model: its parameters' type is the type to compute in.
+            settings: how to sample.
+            on_step: called on the host after each sampler step of each video.
+        """
+        self.timings = Timings()
+        self._settings = settings
+        self._on_step = on_step
+        self._task = ImageToVideo(config=model.config)
+        self._config = model.config
+        self._graph, self._state = nnx.split(model)
+
+    def __call__(self, images: Float[ndarray, "b h w 3"]) -> UInt8[ndarray, "b t h w 3"]:
+        """Animate pictures.
+
+        Args:
+            images: float32 in [-1, 1]; sizes that are no multiple of :func:`size_multiple` are padded for the
+                networks and cropped back.
+
+        Returns:
+            The frames of each video.
+        """
+        devices = jax.devices()[: len(images)]
+        mesh = Mesh(np.array(devices), ("data",))
+        stages = [self._on_each_device(stage, mesh) for stage in (self.condition, self.sample, self.decode)]
+        # The last group is filled up with its own pictures again, so that every group has the same shapes.
+        groups = np.arange(-(-len(images) // len(devices)) * len(devices)).reshape(-1, len(devices))
+        frames = [self._group(images[group % len(images)], group, stages) for group in groups]
+        return np.concatenate(frames)[: len(images)]
+
+    def _on_each_device(self, stage: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+        """Compile a stage to run on every device alone: no stage needs to communicate."""
+        state = jax.device_put(self._state, NamedSharding(mesh, P()))
+
+        @jax.jit
+        def run(state: nnx.State, *batch: Array) -> Any:
+            def local(state: nnx.State, *batch: Array) -> Any:
+                return stage(nnx.merge(self._graph, state), *batch)
+
+            specs = (P(), *[P("data")] * len(batch))
+            return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)(
+                state, *batch
+            )
+
+        return lambda *batch: self.timings.measure(stage.__name__, lambda: run(state, *batch))
+
+    def _group(self, images: ndarray, videos: ndarray, stages: Sequence[Callable[..., Any]]) -> ndarray:
+        """Sample one video on each device."""
+        condition, sample, decode = stages
+        height, width = images.shape[1:3]
+        padded = np.stack([pad_to_multiple(image, size_multiple(self._config)) for image in images])
+        frames = decode(sample(condition(images, padded, videos), videos))
+        return to_uint8(np.asarray(frames[:, :, :height, :width]))
+
+    def condition(
+        self,
+        model: SVD,
+        images: Float[Array, "b h w 3"],
+        padded: Float[Array, "b h2 w2 3"],
+        videos: Int[Array, " b"],
+    ) -> Conditioning:
+        """First stage: pictures to conditioning. CLIP sees the picture without its padding."""
+        defaults = self._settings.defaults
+        noise_key, _ = self._keys()
+
+        def full(value: float) -> Float[Array, " b"]:
+            return jnp.full((images.shape[0],), value, images.dtype)
+
+        request = ImageRequest(
+            image=padded,
+            clip_image=preprocess(images, size=self._config.image_encoder.image_size),
+            fps=full(defaults.fps),
+            motion_bucket=full(defaults.motion_bucket),
+            noise_aug=full(defaults.noise_aug),
+            noise=video_noise(noise_key, videos, padded.shape[1:]),
+        )
+        return self._task.condition(model, request, defaults.frames)
+
+    def sample(self, model: SVD, cond: Conditioning, videos: Int[Array, " b"]) -> Float[Array, "b t h w c"]:
+        """Second stage: noise to scaled latents, through the guided denoiser."""
+        settings, defaults = self._settings, self._settings.defaults
+        _, key = self._keys()
+        sigmas = schedule_of(settings.schedule, defaults)(defaults.steps)
+        denoiser = Denoiser(network_of(model.unet), VPrediction())
+        denoise = guided(denoiser, guidance_of(defaults), cond, self._task.unconditional(cond))
+        shape = (*cond.concat.shape[1:4], self._config.vae.latent_channels)
+        noise = initial_noise(key, videos, shape, sigmas[0])
+        sampler = SAMPLERS[settings.sampler]
+        return sample(denoise, noise, sigmas, sampler, key, index=videos, on_step=self._on_step)
+
+    def decode(self, model: SVD, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 3"]:
+        """Third stage: scaled latents to frames in about [-1, 1]."""
+        settings = self._settings
+        z = (latents / self._config.vae.scaling_factor).astype(decoder_dtype(model.vae))
+        return decode_frames(model.vae, z, chunk=settings.chunk, mode=settings.decode)
+
+    def _keys(self) -> Key[Array, "2"]:
+        """Randomness of the noise augmentation, and of the sampler."""
+        return jax.random.split(jax.random.key(self._settings.seed))
