@@ -6,12 +6,16 @@ list of :class:`Entry`: which of our paths and which of their keys hold the same
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from svdjax.errors import check_keys
+from svdjax.conversion.tensors import Tensor
+from svdjax.errors import UserError, check_keys
 
 Arrays = tuple[np.ndarray, ...]
+Leaf = TypeVar("Leaf", np.ndarray, Tensor)
+Row = tuple[tuple[str, ...], tuple[str, ...], Callable[[Arrays], Arrays]]  # from, to, how
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,7 @@ FUSED_QKV = Layout(
     lambda xs: tuple(part.transpose(1, 0) for part in np.split(xs[0], 3)),
     lambda xs: (np.concatenate([x.transpose(1, 0) for x in xs]),),
 )
-FUSED_QKV_BIAS = Layout(
-    "fused qkv bias", lambda xs: tuple(np.split(xs[0], 3)), lambda xs: (np.concatenate(xs),)
-)
+FUSED_QKV_BIAS = Layout("fused qkv bias", lambda xs: tuple(np.split(xs[0], 3)), lambda xs: (np.concatenate(xs),))
 
 
 @dataclass(frozen=True)
@@ -93,33 +95,54 @@ def prefixed(table: Iterable[Entry], *, ours: str = "", theirs: str = "") -> lis
     ]
 
 
-def to_ours(table: list[Entry], tensors: Mapping[str, np.ndarray], *, what: str) -> dict[str, np.ndarray]:
+def to_ours(table: list[Entry], tensors: Mapping[str, Leaf], *, what: str) -> dict[str, Leaf]:
     """Read a PyTorch state dict through a table.
 
     Args:
         table: rows that cover every key of ``tensors``.
-        tensors: their keys and arrays; may load lazily on ``[]``.
+        tensors: their keys and arrays, or :class:`Tensor` that are still in a file (the results are so too).
         what: name of the checkpoint, for error messages.
 
     Returns:
         Our paths and arrays, in the source's dtypes.
 
     Raises:
-        UserError: a key is missing or left over.
+        UserError: a key is missing or left over, or a tensor's number of axes does not fit its row.
     """
     check_keys(what, tensors, (key for row in table for key in row.theirs))
-    flat: dict[str, np.ndarray] = {}
-    for row in table:
-        arrays = row.layout.to_ours(tuple(tensors[key] for key in row.theirs))
-        flat.update(zip(row.ours, arrays, strict=True))
-    return flat
+    return _translate(((row.theirs, row.ours, row.layout.to_ours) for row in table), tensors, what)
 
 
-def to_theirs(table: list[Entry], flat: Mapping[str, np.ndarray], *, what: str) -> dict[str, np.ndarray]:
+def to_theirs(table: list[Entry], flat: Mapping[str, Leaf], *, what: str) -> dict[str, Leaf]:
     """Write a PyTorch state dict through a table: the inverse of :func:`to_ours`, and as strict."""
     check_keys(what, flat, (path for row in table for path in row.ours))
-    tensors: dict[str, np.ndarray] = {}
-    for row in table:
-        arrays = row.layout.to_theirs(tuple(flat[path] for path in row.ours))
-        tensors.update(zip(row.theirs, arrays, strict=True))
-    return tensors
+    return _translate(((row.ours, row.theirs, row.layout.to_theirs) for row in table), flat, what)
+
+
+def _translate(rows: Iterable[Row], leaves: Mapping[str, Leaf], what: str) -> dict[str, Leaf]:
+    result: dict[str, Leaf] = {}
+    for sources, targets, rearrange in rows:
+        inputs = tuple(leaves[name] for name in sources)
+        try:
+            lazy = any(isinstance(leaf, Tensor) for leaf in inputs)
+            outputs = _deferred(rearrange, inputs) if lazy else rearrange(inputs)
+        except (ValueError, IndexError):
+            shapes = ", ".join(f"{name} {tuple(leaf.shape)}" for name, leaf in zip(sources, inputs, strict=True))
+            raise UserError(f"{what}: wrong shape: {shapes} cannot be {', '.join(targets)}") from None
+        result.update(zip(targets, outputs, strict=True))
+    return result
+
+
+def _deferred(rearrange: Callable[[Arrays], Arrays], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Rearrange when loaded; shapes are known now, from arrays that take no memory."""
+    dtypes = {leaf.dtype for leaf in inputs}
+    if len(dtypes) > 1:
+        names = ", ".join(leaf.name for leaf in inputs)
+        raise UserError(f"{names}: are stored as one tensor but have several dtypes: choose one with --dtype")
+    shapes = [out.shape for out in rearrange(tuple(np.broadcast_to(np.False_, leaf.shape) for leaf in inputs))]
+    name = "+".join(dict.fromkeys(leaf.name for leaf in inputs))
+
+    def part(index: int) -> Callable[[], np.ndarray]:
+        return lambda: rearrange(tuple(leaf.load() for leaf in inputs))[index]
+
+    return tuple(Tensor(name, shape, inputs[0].dtype, part(i)) for i, shape in enumerate(shapes))

@@ -36,9 +36,7 @@ def initialise(make: type[Module], config: object, seed: int) -> Module:
     """A module with random float32 parameters, made in one compiled call."""
     graph, shapes = nnx.split(abstract(make, config))
     del shapes
-    return nnx.merge(
-        graph, jax.jit(lambda key: nnx.state(make(config, rngs=nnx.Rngs(key))))(jax.random.key(seed))
-    )
+    return nnx.merge(graph, jax.jit(lambda key: nnx.state(make(config, rngs=nnx.Rngs(key))))(jax.random.key(seed)))
 
 
 def load_flat(module: Module, flat: Mapping[str, Array | np.ndarray], *, what: str) -> Module:
@@ -69,6 +67,4 @@ def param_count(module: nnx.Module) -> int:
 
 def cast_floating(tree: PyTree, dtype: jnp.dtype) -> PyTree:
     """Cast every floating-point leaf of a tree (a state, or a batch); other leaves stay as they are."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
-    )
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)

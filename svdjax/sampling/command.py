@@ -142,9 +142,7 @@ def run(args: Sample) -> list[Path]:
     console = Console(stderr=True)
     photos = args.photos or (DEMO_PHOTO,)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model = load_model(
-        args.checkpoint, dtype=DTYPES[dtype], head_dim=args.head_dim, clip_heads=args.clip_heads
-    )
+    model = load_model(args.checkpoint, dtype=DTYPES[dtype], head_dim=args.head_dim, clip_heads=args.clip_heads)
     if model.config.task != "image_to_video":
         raise UserError(f"{args.checkpoint}: a checkpoint for {model.config.task}, not for image_to_video")
     settings = resolve(args, model.config.defaults)

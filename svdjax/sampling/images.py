@@ -18,7 +18,7 @@ def read_image(path: str | Path, height: int, width: int, fit: Fit = "crop") -> 
     Args:
         path: any file that Pillow reads; the first frame of an animation is taken.
         height, width: size of the result in pixels.
-        fit: ``crop`` fills the frame and cuts what hangs over; ``letterbox`` shows all of it, with black bars.
+        fit: ``crop`` fills the frame and cuts what hangs over; ``letterbox`` shows everything between bars.
 
     Returns:
         float32 in [-1, 1].

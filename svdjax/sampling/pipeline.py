@@ -105,9 +105,7 @@ class Pipeline:
         timings: seconds spent per stage so far.
     """
 
-    def __init__(
-        self, model: SVD, settings: Settings, *, on_step: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, model: SVD, settings: Settings, *, on_step: Callable[[int], None] | None = None) -> None:
         """Nothing is computed yet.
 
         Args:

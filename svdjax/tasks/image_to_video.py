@@ -91,9 +91,7 @@ class ImageToVideo:
 
     def unconditional(self, cond: Conditioning) -> Conditioning:
         """The branch that guidance moves away from: zero token, zero latent, the same scalars."""
-        return dataclasses.replace(
-            cond, context=jnp.zeros_like(cond.context), concat=jnp.zeros_like(cond.concat)
-        )
+        return dataclasses.replace(cond, context=jnp.zeros_like(cond.context), concat=jnp.zeros_like(cond.concat))
 
     def request_from_batch(self, batch: dict[str, Array], key: Key[Array, ""]) -> ImageRequest:
         """The request that a training clip answers: its first frame, with noise of a random level.
