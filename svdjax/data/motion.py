@@ -1,0 +1,101 @@
+"""How much moves: the Farneback score of a clip, and its place among all clips as a bucket of 1..255.
+
+SVD is conditioned on a "motion bucket" in 1..255 whose relation to the optical flow was never published (svd.md
+3.6). Ours: the bucket is the share of the data set's clips that move less, in 255 equal parts. The 254 thresholds
+are saved with the data set, so a bucket means the same in training, sampling and evaluation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from svdjax.data.video import Video, decode, probe
+from svdjax.errors import UserError, require
+from svdjax.typing import Float, UInt8, ndarray
+
+DEFAULT_BUCKET = 127
+SCORE_FPS = 2.0  # the paper measures flow at 2 frames per second (section 5.1)
+_WORKING_SIDE = 192
+_MAX_FRAMES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionBuckets:
+    """The map score -> bucket: ``thresholds`` are the 1/255, 2/255, ... 254/255 quantiles of all scores."""
+
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        values = np.array(self.thresholds)
+        if values.shape != (254,) or not np.isfinite(values).all() or (np.diff(values) < 0).any():
+            raise UserError("motion buckets need 254 finite, ascending thresholds: write the data set again")
+
+    @classmethod
+    def fit(cls, scores: Sequence[float]) -> "MotionBuckets":
+        """The map that spreads ``scores`` evenly over the buckets.
+
+        Raises:
+            UserError: no scores.
+        """
+        if not len(scores):
+            raise UserError("no motion scores to make buckets from: the data set is empty")
+        return cls(thresholds=tuple(np.quantile(np.asarray(scores, float), np.arange(1, 255) / 255).tolist()))
+
+    def bucket(self, score: float) -> int:
+        """Bucket 1..255 of a score: 1 + the number of thresholds below it. Equal scores share the lowest."""
+        return 1 + int(np.searchsorted(self.thresholds, score, side="left"))
+
+
+def flow_fields(frames: UInt8[ndarray, "t h w 3"]) -> Float[ndarray, "pairs h w 2"]:
+    """Farneback's dense optical flow (x, y) from each frame to the next, in pixels of the given frames.
+
+    Small frames are enlarged first, large ones reduced, to a shorter side of 192 pixels, for which the filter's
+    window is chosen. Needs OpenCV (``pip install 'svdjax[measure]'``).
+    """
+    cv2 = require("cv2", "measure")
+    height, width = frames.shape[1:3]
+    zoom = _WORKING_SIDE / min(height, width)
+    working = (round(width * zoom), round(height * zoom))
+    grey = [Image.fromarray(f).convert("L").resize(working, Image.Resampling.BICUBIC) for f in frames]
+    flows = [
+        cv2.calcOpticalFlowFarneback(np.asarray(a), np.asarray(b), None, 0.5, 4, 21, 4, 7, 1.5, 0)
+        for a, b in zip(grey, grey[1:], strict=False)
+    ]
+    rows = (np.arange(height) + 0.5) * working[1] // height
+    columns = (np.arange(width) + 0.5) * working[0] // width
+    picked = [f[rows.astype(int)[:, None], columns.astype(int)] for f in flows]
+    return np.stack(picked) / np.float32(zoom) if picked else np.zeros((0, height, width, 2), np.float32)
+
+
+def flow_magnitude(frames: UInt8[ndarray, "t h w 3"]) -> float:
+    """Mean length of the Farneback flow over pixels and frame pairs, in pixels per frame; 0 for one frame."""
+    flow = flow_fields(frames)
+    return float(np.hypot(flow[..., 0], flow[..., 1]).mean()) if len(flow) else 0.0
+
+
+def motion_score(video: Video, *, name: str = "") -> float:
+    """The motion score of a clip: `flow_magnitude` at 2 frames per second, in percent of the shorter side.
+
+    The paper's score is the same mean, over a reduced map of the magnitudes, in unpublished units (section 5.1).
+    Only the first 32 s count. Clips shorter than 0.5 s are measured from first to last frame and scaled.
+
+    Raises:
+        UserError: not a readable video, or OpenCV is not installed.
+    """
+    info = probe(video, name)
+    count = min(int(info.last * SCORE_FPS + 1e-3) + 1, _MAX_FRAMES)
+    times = np.arange(count) / SCORE_FPS if count > 1 else np.array([0.0, info.last])
+    size = _reduced(info.height, info.width)
+    seconds = times[1] - times[0]
+    if seconds <= 0:
+        return 0.0
+    per_step = flow_magnitude(decode(video, times, size=size, name=name))
+    return 100 * per_step / min(size) * (1 / SCORE_FPS) / float(seconds)
+
+
+def _reduced(height: int, width: int) -> tuple[int, int]:
+    """The size that keeps proportions and has the working shorter side, at most the given one."""
+    zoom = min(1.0, _WORKING_SIDE / min(height, width))
+    return max(1, round(height * zoom)), max(1, round(width * zoom))

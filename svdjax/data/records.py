@@ -1,0 +1,125 @@
+"""Clips as records of ArrayRecord shards, with one ``dataset.json`` beside them.
+
+A record is, in this order: the 4 bytes ``SVC1``; the length of the annotations as a little-endian uint32; the
+annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Annotations always hold ``fps``,
+``motion_score`` and ``name``, often ``caption``; clips of the built-in world hold every field of `sprites.Truth`.
+
+``dataset.json`` holds ``format``, ``clips``, ``bytes``, ``shards`` (file name -> clips in it), ``motion_measure``
+(the words that say what the scores are) and ``motion_thresholds`` (see `motion.MotionBuckets`).
+"""
+
+import json
+import shutil
+import struct
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from svdjax.data.motion import MotionBuckets
+from svdjax.data.sprites import World, draw_clips
+from svdjax.data.video import Frames, Video, encode_lossless
+from svdjax.errors import UserError
+
+FORMAT = "svdjax-clips-1"
+_MAGIC = b"SVC1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecord:
+    """One clip of any source: the video and what is known about it."""
+
+    video: Video
+    annotations: dict[str, Any]
+
+
+def pack(record: ClipRecord) -> bytes:
+    """The bytes of a record; a video given as a path is read."""
+    if isinstance(record.video, Frames):
+        raise TypeError("a record holds an encoded video, not decoded frames")
+    video = record.video.read_bytes() if isinstance(record.video, Path) else record.video
+    header = json.dumps(record.annotations, ensure_ascii=False).encode()
+    return _MAGIC + struct.pack("<I", len(header)) + header + video
+
+
+def unpack(data: bytes) -> ClipRecord:
+    """The record in ``data``.
+
+    Raises:
+        UserError: the bytes are no such record.
+    """
+    if data[:4] != _MAGIC:
+        raise UserError("a shard holds records of another format: write it again with write_shards")
+    (length,) = struct.unpack("<I", data[4:8])
+    return ClipRecord(annotations=json.loads(data[8 : 8 + length]), video=data[8 + length :])
+
+
+def write_shards(
+    clips: Iterable[ClipRecord],
+    directory: Path,
+    *,
+    shards: int = 4,
+    motion_measure: str = "Farneback, 2 fps, % of short side",
+) -> None:
+    """Write clips, dealt out to the shards in turn, and ``dataset.json``. The directory appears when all is written.
+
+    Raises:
+        UserError: the directory exists and is not empty, cannot be written, or there are no clips.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty: choose another directory or remove it")
+    partial = directory.with_name(directory.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        index = _write_all(clips, partial, shards) | {"motion_measure": motion_measure}
+        (partial / "dataset.json").write_text(json.dumps(index, indent=1))
+        partial.replace(directory)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror}): choose another directory") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dict[str, Any]:
+    names = [f"clips-{i:05d}-of-{shards:05d}.array_record" for i in range(shards)]
+    counts, scores, size = dict.fromkeys(names, 0), [], 0
+    with ExitStack() as stack:
+        writers = {name: ArrayRecordWriter(str(directory / name), "group_size:1") for name in names}
+        for writer in writers.values():
+            stack.callback(writer.close)
+        for number, clip in enumerate(clips):
+            name = names[number % shards]
+            data = pack(clip)
+            writers[name].write(data)
+            counts[name] += 1
+            size += len(data)
+            scores.append(float(clip.annotations["motion_score"]))
+    thresholds = MotionBuckets.fit(scores).thresholds
+    return {
+        "format": FORMAT,
+        "clips": len(scores),
+        "bytes": size,
+        "shards": counts,
+        "motion_thresholds": thresholds,
+    }
+
+
+def write_sprites(world: World, directory: Path, *, seed: int, count: int, shards: int = 4) -> None:
+    """Write the first ``count`` clips of the built-in world's series ``seed``; their motion scores are the truth."""
+    records = (
+        ClipRecord(
+            video=encode_lossless(clip.frames, clip.fps),
+            annotations={
+                "name": f"sprites-{seed}-{index}",
+                "fps": clip.fps,
+                "motion_score": clip.truth.motion,
+                **clip.truth.annotations(),
+            },
+        )
+        for index, clip in enumerate(draw_clips(world, seed, count))
+    )
+    write_shards(records, directory, shards=shards, motion_measure="true flow, pixels per frame")
