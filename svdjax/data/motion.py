@@ -5,13 +5,14 @@ SVD is conditioned on a "motion bucket" in 1..255 whose relation to the optical 
 are saved with the data set, so a bucket means the same in training, sampling and evaluation.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from svdjax.data.video import Video, decode, probe
+from svdjax.data.decoding import Video, decode, probe
 from svdjax.errors import UserError, require
 from svdjax.typing import Float, UInt8, ndarray
 
@@ -61,7 +62,7 @@ def flow_fields(frames: UInt8[ndarray, "t h w 3"]) -> Float[ndarray, "pairs h w 
     grey = [Image.fromarray(f).convert("L").resize(working, Image.Resampling.BICUBIC) for f in frames]
     flows = [
         cv2.calcOpticalFlowFarneback(np.asarray(a), np.asarray(b), None, 0.5, 4, 21, 4, 7, 1.5, 0)
-        for a, b in zip(grey, grey[1:], strict=False)
+        for a, b in itertools.pairwise(grey)
     ]
     rows = (np.arange(height) + 0.5) * working[1] // height
     columns = (np.arange(width) + 0.5) * working[0] // width

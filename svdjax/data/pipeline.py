@@ -1,22 +1,33 @@
 """From a source of clips to training batches, with grain: deterministic, resumable, one slice per host.
 
 source -> shuffle(seed) -> slice by host -> repeat -> random clip (start, frame rate, flip) -> batch.
-The iterator's state (``get_state`` / ``set_state``) is a handful of integers, and everything random is a function of
+The iterator's state (``get_state`` / ``set_state``) is one integer, and everything random is a function of
 (seed, position): a resumed run sees exactly the batches that the uninterrupted one would have seen.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, SupportsIndex
 
 import grain
 import jax.numpy as jnp
 import numpy as np
 
+from svdjax.data.decoding import decode, probe, sample_times
 from svdjax.data.records import ClipRecord
 from svdjax.data.sources import BadClips, ClipSource, InMemory
-from svdjax.data.video import decode, probe, sample_times
 from svdjax.errors import UserError
-from svdjax.typing import Array, Float, UInt8
+from svdjax.typing import Array, Float, UInt8, ndarray
+
+Item = Mapping[str, Any]
+
+
+class Source(Protocol):
+    """Random access to anything that can be batched: clips as dicts, or what a ``cut`` makes into dicts."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,98 +39,138 @@ class ClipSampling:
         fps: lowest and highest frame rate; drawn uniformly from the part of it that the video can give.
         size: (height, width) after resizing and centre-cropping.
         flip: mirror half of the clips left to right. Captions that name a side then lie.
+        captions: whether clips carry ``caption``.
     """
 
     frames: int = 8
     fps: tuple[float, float] = (7.0, 7.0)
     size: tuple[int, int] = (64, 64)
     flip: bool = False
+    captions: bool = False
 
     def __post_init__(self) -> None:
         if self.frames < 1 or min(self.size) < 1 or not 0 < self.fps[0] <= self.fps[1]:
             raise UserError(
                 f"no clip can have {self.frames} frames of {self.size} at {self.fps} fps: use positive values"
             )
+        if self.captions and self.flip:
+            raise UserError("mirrored clips contradict captions that name a side: turn off flip or captions")
 
 
-def batches(
+def clip_batches(
     source: ClipSource,
     sampling: ClipSampling,
     *,
     batch_size: int,
     seed: int,
-    host: int = 0,
-    hosts: int = 1,
-    epochs: int | None = None,
-    captions: bool = False,
     in_memory: bool = False,
     max_bad: float = 0.1,
-    threads: int = 2,
+    **options: Any,
 ) -> grain.IterDataset:
     """Batches of ``{"video": uint8 [b t h w 3], "fps": float32 [b], "motion_bucket": float32 [b]}``.
 
-    ``fps`` is the true frame rate of each clip, ``motion_bucket`` is 1..255 on the source's map; ``caption`` is a list
-    of b strings, "" where a clip has none. Videos that cannot be decoded or are too short are skipped, and logged
-    by name. Use ``iter(...)`` for the iterator with ``get_state`` and ``set_state``.
+    ``fps`` is the true frame rate of each clip, ``motion_bucket`` is 1..255 on the source's map; with
+    ``sampling.captions`` also ``caption``, a list of b strings, "" where a clip has none. Videos that cannot be
+    decoded or are too short are skipped, and logged by name.
 
     Args:
-        batch_size: clips per batch on this host.
-        host, hosts: this host's number and how many there are; each epoch's clips are dealt out among them.
-        epochs: None for ever. The last, smaller batch is dropped.
-        captions: whether to add ``caption``.
-        in_memory: decode every clip once and keep its frames (see `sources.InMemory`).
-        max_bad: share of the clips that may turn out bad before the run stops.
-        threads: clips decoded side by side.
+        in_memory: decode every video once and keep its frames (see `sources.InMemory`).
+        max_bad: share of the videos that may turn out bad before the run stops.
+        options: ``host``, ``hosts``, ``epochs``, ``threads`` of `batches`.
 
     Raises:
-        UserError: fewer clips than a batch holds on some host, captions together with flips; while iterating:
-            too many bad clips.
+        UserError: too few clips to fill a batch; while iterating: too many bad videos.
     """
-    if captions and sampling.flip:
-        raise UserError("mirrored clips contradict captions that name a side: turn off flip or captions")
+    cut = _Cut(sampling, source, BadClips(max_share=max_bad, what="clips"))
+    kept = InMemory(source, sampling.size) if in_memory else source
+    return batches(kept, batch_size=batch_size, seed=seed, cut=cut, **options)
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    cut: Callable[[Any, np.random.Generator], Item | None] | None = None,
+    host: int = 0,
+    hosts: int = 1,
+    epochs: int | None = None,
+    threads: int = 2,
+) -> grain.IterDataset:
+    """Shuffled batches of any source; ``iter(...)`` gives the iterator with ``get_state`` and ``set_state``.
+
+    Args:
+        batch_size: items per batch on this host.
+        cut: makes an item of a source's element with random numbers of its own, or None to leave it out.
+        host, hosts: this host's number and how many there are; each epoch's elements are dealt out among them.
+        epochs: None for ever. The last, smaller batch is dropped.
+        threads: elements read side by side.
+
+    Raises:
+        UserError: fewer elements than a batch holds on some host.
+    """
     if len(source) // hosts < batch_size:
         raise UserError(
-            f"{len(source)} clips on {hosts} hosts do not fill a batch of {batch_size}: use a smaller batch"
+            f"{len(source)} clips on {hosts} host(s) do not fill a batch of {batch_size}: use a smaller batch"
         )
-    cut = _Cut(sampling, source, captions, BadClips(max_share=max_bad, what="clips"))
-    return (
-        grain.MapDataset.source(InMemory(source, sampling.size) if in_memory else source)
-        .seed(seed)
-        .shuffle()
-        .slice(slice(host, None, hosts))
-        .repeat(epochs)
-        .random_map(cut)
-        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * batch_size))
-        .batch(batch_size, drop_remainder=True, batch_fn=_stack)
-    )
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().slice(slice(host, None, hosts)).repeat(epochs)
+    if cut is not None:
+        dataset = dataset.random_map(cut)
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * batch_size)
+    return dataset.to_iter_dataset(reading).batch(batch_size, drop_remainder=True, batch_fn=to_batch)
+
+
+def to_batch(items: Sequence[Item]) -> dict[str, Any]:
+    """A batch of items with equal keys: arrays and numbers stacked, strings as a list."""
+    columns = {key: [item[key] for item in items] for key in items[0]}
+    return {key: values if isinstance(values[0], str) else np.stack(values) for key, values in columns.items()}
+
+
+class FixedClips:
+    """One clip of each video, the same in every epoch: for validation, and for latents that are computed once."""
+
+    def __init__(self, source: ClipSource, sampling: ClipSampling, *, seed: int = 0) -> None:
+        self._source, self._sampling, self._seed = source, sampling, seed
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: SupportsIndex) -> Item:
+        """Clip ``index`` as in a batch of `clip_batches`, without the batch axis.
+
+        Raises:
+            UserError: the video cannot be read or is too short.
+        """
+        number = index.__index__()
+        rng = np.random.default_rng((self._seed, number))
+        return _item(self._source[number], self._sampling, self._source, rng)
 
 
 class _Cut:
-    """Record -> clip, or None for a record that gives none (grain leaves those out)."""
+    """Record -> clip, or None for a record that gives none."""
 
-    def __init__(self, sampling: ClipSampling, source: ClipSource, captions: bool, bad: BadClips) -> None:
-        self._sampling, self._captions, self._bad = sampling, captions, bad
-        self._buckets, self._total = source.buckets, len(source)
+    def __init__(self, sampling: ClipSampling, source: ClipSource, bad: BadClips) -> None:
+        self._sampling, self._source, self._bad = sampling, source, bad
 
-    def __call__(self, record: ClipRecord, rng: np.random.Generator) -> dict[str, Any] | None:
-        notes = record.annotations
+    def __call__(self, record: ClipRecord, rng: np.random.Generator) -> Item | None:
         try:
-            video, fps = cut_clip(record, self._sampling, rng)
+            return _item(record, self._sampling, self._source, rng)
         except UserError as error:
-            self._bad.skip(error, notes["name"])
-            self._bad.judge(self._total)
+            self._bad.skip(error, record.annotations["name"])
+            self._bad.judge(len(self._source))
             return None
-        item = {
-            "video": video,
-            "fps": np.float32(fps),
-            "motion_bucket": np.float32(self._buckets.bucket(notes["motion_score"])),
-        }
-        return item | ({"caption": notes.get("caption", "")} if self._captions else {})
+
+
+def _item(record: ClipRecord, sampling: ClipSampling, source: ClipSource, rng: np.random.Generator) -> Item:
+    video, fps = cut_clip(record, sampling, rng)
+    bucket = source.buckets.bucket(record.annotations["motion_score"])
+    item = {"video": video, "fps": np.float32(fps), "motion_bucket": np.float32(bucket)}
+    return item | ({"caption": record.annotations.get("caption", "")} if sampling.captions else {})
 
 
 def cut_clip(
     record: ClipRecord, sampling: ClipSampling, rng: np.random.Generator
-) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
+) -> tuple[UInt8[ndarray, "t h w 3"], float]:
     """A random clip of a video, and its frame rate.
 
     Raises:
@@ -128,26 +179,19 @@ def cut_clip(
     name = record.annotations["name"]
     info = probe(record.video, name)
     steps = sampling.frames - 1
-    # Rates between which no frame is shown twice and the clip fits in; the thousandth forgives rounded time stamps.
-    lowest = max(sampling.fps[0], 0.999 * steps / info.last if info.last else np.inf) if steps else sampling.fps[0]
-    highest = min(sampling.fps[1], 1.001 * info.fps)
+    # Rates at which the clip fits in and no frame is shown twice; the thousandth forgives rounded time stamps.
+    lowest, highest = sampling.fps[0], min(sampling.fps[1], 1.001 * info.fps)
+    if steps:
+        lowest = max(lowest, 0.999 * steps / info.last if info.last else np.inf)
     if lowest > highest:
         raise UserError(
-            f"{name} is too short or slow ({info.last:.2f} s at {info.fps:.4g} fps) for {sampling.frames} frames at "
-            f"{sampling.fps[0]:g} to {sampling.fps[1]:g} fps: replace it or ask for fewer frames"
+            f"{name} is too short or slow ({info.last:.2f} s at {info.fps:.4g} fps) for {sampling.frames} frames "
+            f"at {sampling.fps[0]:g} to {sampling.fps[1]:g} fps: replace it or ask for fewer frames"
         )
     fps = float(rng.uniform(lowest, highest))
     start = float(rng.uniform(0, max(0.0, info.last - steps / fps)))
     frames = decode(record.video, sample_times(start, fps, sampling.frames), size=sampling.size, name=name)
     return (frames[:, :, ::-1] if sampling.flip and rng.random() < 0.5 else frames), fps
-
-
-def _stack(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of clips: arrays stacked, captions as a list."""
-    return {
-        key: [item[key] for item in items] if key == "caption" else np.stack([item[key] for item in items])
-        for key in items[0]
-    }
 
 
 def to_unit(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -19,9 +19,10 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from svdjax.data.decoding import Frames, Video
 from svdjax.data.motion import MotionBuckets
 from svdjax.data.sprites import World, draw_clips
-from svdjax.data.video import Frames, Video, encode_lossless
+from svdjax.data.video import encode_lossless
 from svdjax.errors import UserError
 
 FORMAT = "svdjax-clips-1"
@@ -64,7 +65,7 @@ def write_shards(
     shards: int = 4,
     motion_measure: str = "Farneback, 2 fps, % of short side",
 ) -> None:
-    """Write clips, dealt out to the shards in turn, and ``dataset.json``. The directory appears when all is written.
+    """Write clips, dealt out to the shards in turn, and ``dataset.json``; the directory appears at the end.
 
     Raises:
         UserError: the directory exists and is not empty, cannot be written, or there are no clips.
@@ -109,7 +110,7 @@ def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dic
 
 
 def write_sprites(world: World, directory: Path, *, seed: int, count: int, shards: int = 4) -> None:
-    """Write the first ``count`` clips of the built-in world's series ``seed``; their motion scores are the truth."""
+    """Write the first ``count`` clips of the built-in world's series ``seed``, scored by their true motion."""
     records = (
         ClipRecord(
             video=encode_lossless(clip.frames, clip.fps),

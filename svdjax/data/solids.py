@@ -28,7 +28,7 @@ class Look:
         shape: one of SOLIDS.
         colour: base colour in 0..1.
         tints: factor on each face's colour (one face for the sphere).
-        frequency, phase, strength: waves of brightness through the solid, ``strength_k sin(frequency_k . X + phase_k)``.
+        frequency, phase, strength: waves of brightness, ``sum_k strength_k sin(frequency_k . X + phase_k)``.
     """
 
     shape: str

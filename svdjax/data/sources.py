@@ -12,9 +12,9 @@ from typing import Any, Protocol, SupportsIndex
 
 import grain
 
+from svdjax.data.decoding import SUFFIXES, decode_all, probe
 from svdjax.data.motion import MotionBuckets, motion_score
 from svdjax.data.records import FORMAT, ClipRecord, unpack
-from svdjax.data.video import SUFFIXES, decode_all, probe
 from svdjax.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -102,7 +102,7 @@ class Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A drawn clip: frames, frames per second, true flow (x, y) in pixels from each frame to the next, and truth."""
+    """A drawn clip, with the true flow (x, y) in pixels from each frame to the next."""
 
     frames: UInt8[ndarray, "t h w 3"]
     fps: float

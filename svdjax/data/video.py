@@ -1,137 +1,71 @@
-"""Video files: which frames to show when, decoding, resizing, and writing.
-
-A video is a file path, the bytes of a file, or `Frames` that were decoded before. All pixels are uint8 RGB.
-"""
+"""Writes videos: .mp4, .gif, .webp or a folder of PNG files, with the settings that made them inside."""
 
 import io
-import math
-from collections.abc import Iterator, Sequence
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-from av.container import InputContainer
-from PIL import Image
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from svdjax.errors import UserError
-from svdjax.typing import Float, Int, UInt8, ndarray
+from svdjax.typing import UInt8, ndarray
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
-
-# A frame counts as shown from a thousandth of a second before its time stamp: containers round them.
-_EARLY = 1e-3
+_EXIF_DESCRIPTION = 0x010E
+_PNG_KEY = "svdjax"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Frames:
-    """A decoded video: ``times`` are seconds from the first frame, ascending."""
-
-    frames: UInt8[ndarray, "t h w 3"]
-    times: Float[ndarray, "t"]
-
-
-Video = Path | bytes | Frames
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoInfo:
-    """A video as it is shown, rotation applied. ``last`` is when the last frame appears, in seconds from the first."""
-
-    height: int
-    width: int
-    fps: float
-    last: float
-
-
-def probe(video: Video, name: str = "") -> VideoInfo:
-    """Measure a video without decoding more than its first frame.
-
-    The packets' time stamps are read, so the length is right even where the header lies or is silent.
-
-    Raises:
-        UserError: not a readable video; the message has the file's name, or ``name`` for bytes.
-    """
-    if isinstance(video, Frames):
-        _, height, width, _ = video.frames.shape
-        return VideoInfo(height=height, width=width, fps=_rate(video.times), last=float(video.times[-1]))
-    with _opened(video, name) as container:
-        stream = container.streams.video[0]
-        first = next(container.decode(stream))
-        height, width = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
-        container.seek(0)
-        ticks = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
-        if not ticks:  # raw streams carry no time stamps
-            return VideoInfo(height=height, width=width, fps=float(_nominal_rate(stream)), last=0.0)
-        times = np.array([float((tick - ticks[0]) * stream.time_base) for tick in ticks])
-        return VideoInfo(height=height, width=width, fps=_rate(times), last=float(times[-1]))
-
-
-def decode(
-    video: Video,
-    times: Sequence[float] | Float[ndarray, "n"],
-    *,
-    size: tuple[int, int] | None = None,
-    name: str = "",
-) -> UInt8[ndarray, "n h w 3"]:
-    """The frames on show at given times.
-
-    Decoding starts at the key frame before the first time and ends at the last one, and only the frames asked for
-    are converted and kept: memory grows with ``times``, not with the video.
+def write_video(
+    path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, *, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a video; the file appears, or replaces an older one, when it is complete.
 
     Args:
-        times: ascending seconds from the video's first frame.
-        size: (height, width) to which each frame is resized and centre-cropped, or None to keep its size.
-        name: what to call the video in errors.
+        path: ending in .mp4 (H.264, 4:2:0, BT.709, plays in browsers; an odd side gets one more row or column, a copy
+            of the last), .gif, .webp (animated, lossy), or nothing: a folder of ``frame_0000.png``, ... (exact).
+        frames: at least one.
+        fps: frames per second; .gif keeps it to a hundredth of a second per frame, a folder only in its metadata.
+        metadata: JSON-ready settings, kept inside the file; `read_metadata` gives them back.
 
     Raises:
-        UserError: not a readable video, or it ends before the last time.
+        UserError: unknown ending, no frames, or the path cannot be written.
     """
-    if isinstance(video, Frames):
-        frames = video.frames[on_show(video.times, np.asarray(times, float))]
-        return frames if size is None else resize_crop(frames, size)
-    shown = []
-    for frame, count in _walk(video, [float(t) for t in times], name):
-        pixels = _to_rgb(frame)[None]
-        shown += [pixels if size is None else resize_crop(pixels, size)] * count
-    return np.concatenate(shown)
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise UserError(
+            f"{path} ends in {path.suffix}: name it .mp4, .gif or .webp, or without an ending for PNG files"
+        )
+    if not len(frames) or not fps > 0:
+        raise UserError(f"{path}: {len(frames)} frames at {fps:g} fps make no video: give at least one frame")
+    try:
+        with _finished(path) as partial:
+            writer(partial, np.ascontiguousarray(frames), fps, json.dumps(dict(metadata or {})))
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another place") from None
 
 
-def decode_all(video: Video, *, size: tuple[int, int] | None = None, name: str = "") -> Frames:
-    """Every frame of a short video, with its time.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The settings that `write_video` put into a file or folder; empty if there are none.
 
     Raises:
-        UserError: not a readable video.
+        UserError: no such file, or not a video or picture.
     """
-    if isinstance(video, Frames):
-        return video if size is None else Frames(frames=resize_crop(video.frames, size), times=video.times)
-    frames, times = [], []
-    with _opened(video, name) as container:
-        for frame, time in _timed_frames(container):
-            pixels = _to_rgb(frame)[None]
-            frames.append(pixels if size is None else resize_crop(pixels, size))
-            times.append(time)
-    return Frames(frames=np.concatenate(frames), times=np.array(times) - times[0])
-
-
-def on_show(times: Float[ndarray, "t"], targets: Float[ndarray, "n"]) -> Int[ndarray, "n"]:
-    """Index of the frame on show at each target time: the last one that has appeared."""
-    return np.clip(np.searchsorted(times, targets + _EARLY, side="right") - 1, 0, len(times) - 1)
-
-
-def resize_crop(frames: UInt8[ndarray, "t H W 3"], size: tuple[int, int]) -> UInt8[ndarray, "t h w 3"]:
-    """Resize so that ``size`` (height, width) is just covered, keeping proportions, and cut out the centre."""
-    height, width = size
-    rows, columns = frames.shape[1:3]
-    if (rows, columns) == (height, width):
-        return frames
-    zoom = max(height / rows, width / columns)
-    top, left = (rows - height / zoom) / 2, (columns - width / zoom) / 2
-    box = (max(left, 0.0), max(top, 0.0), min(columns - left, columns), min(rows - top, rows))
-    resized = [Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC, box=box) for f in frames]
-    return np.stack([np.asarray(image) for image in resized])
+    try:
+        text = _READERS.get(path.suffix.lower(), _read_mp4)(path)
+    except (OSError, av.FFmpegError, UnidentifiedImageError, StopIteration) as error:
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): check it") from None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def encode_lossless(frames: UInt8[ndarray, "t h w 3"], fps: float) -> bytes:
@@ -152,86 +86,111 @@ def _as_fraction(fps: float) -> Fraction:
 
 
 @contextmanager
-def _opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
-    """Open a video; whatever goes wrong inside becomes one line that names it."""
-    label = name or (str(video) if isinstance(video, Path) else "video")
+def _finished(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes it at the end, or vanishes after a failure."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with av.open(video if isinstance(video, Path) else io.BytesIO(video)) as container:
-            if not container.streams.video:
-                raise UserError(f"{label} holds no pictures: give a video file")
-            context = container.streams.video[0].codec_context
-            # Threads cost more than they save on small pictures; data loading runs videos side by side anyway.
-            context.thread_count = 1 if context.width * context.height <= 512 * 512 else 0
-            yield container
-    except FileNotFoundError:
-        raise UserError(f"{label} does not exist: check the path") from None
-    except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
-        reason = str(error).split(":")[0].strip() or "it holds no frame"
-        raise UserError(f"{label} cannot be read as a video ({reason}): replace or remove it") from None
+        if path.is_dir():
+            _refuse_foreign(path)
+        yield partial
+        if path.is_dir():
+            shutil.rmtree(path)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
 
 
-def _walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tuple[av.VideoFrame, int]]:
-    """The frames on show at ascending targets, each with how many of the targets it serves."""
-    label = name or (str(video) if isinstance(video, Path) else "video")
-    with _opened(video, name) as container:
-        start = _seek(container, targets[0])
-        shown, shown_at, step, done = None, 0.0, 0.0, 0
-        for frame, time in _timed_frames(container):
-            ready = sum(target + _EARLY < time - start for target in targets[done:])
-            if ready and shown is not None:
-                yield shown, ready
-                done += ready
-            if done == len(targets):
-                return
-            step = max(step, time - shown_at) if shown is not None else 0.0
-            shown, shown_at = frame, time
-        if shown is None or targets[-1] > shown_at - start + max(
-            1.5 * step, 1.5 / _nominal_rate(container.streams.video[0])
-        ):
-            raise UserError(f"{label} ends before second {targets[-1]:.2f}: replace it, it may be truncated")
-        yield shown, len(targets) - done
+def _refuse_foreign(folder: Path) -> None:
+    """Only a folder that holds nothing but our own frames may be replaced."""
+    foreign = [p.name for p in folder.iterdir() if not (p.name.startswith("frame_") and p.suffix == ".png")]
+    if foreign:
+        raise UserError(f"{folder} holds other files ({foreign[0]}): choose another place")
 
 
-def _seek(container: InputContainer, target: float) -> float:
-    """Go to the key frame at or before ``target`` and return the time of the video's first frame."""
-    stream = container.streams.video[0]
-    origin = float((stream.start_time or 0) * stream.time_base)
-    if target > 1.0:
-        container.seek(int((origin + target) / stream.time_base), stream=stream)
-    return origin
+def _write_mp4(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
+    # `faststart`: browsers play before the end is loaded.
+    with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        container.metadata["comment"] = text
+        stream = container.add_stream("libx264", rate=_as_fraction(fps), options={"crf": "18"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        context = stream.codec_context
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        context.color_range = ColorRange.MPEG
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(
+                stream.encode(
+                    picture.reformat(
+                        format="yuv420p",
+                        dst_colorspace=Colorspace.ITU709,
+                        dst_color_range=ColorRange.MPEG,
+                    )
+                )
+            )
+        container.mux(stream.encode(None))
 
 
-def _timed_frames(container: InputContainer) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Decode; frames without a time stamp get the nominal rate's."""
-    stream = container.streams.video[0]
-    rate = _nominal_rate(stream)
-    for index, frame in enumerate(container.decode(stream)):
-        yield frame, index / rate if frame.time is None else frame.time
+def _read_mp4(path: Path) -> str:
+    with av.open(path) as container:
+        return container.metadata.get("comment", "")
 
 
-def _nominal_rate(stream: av.VideoStream) -> float:
-    return float(stream.average_rate or stream.guessed_rate or 25)
+def _write_gif(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    duration = 10 * round(100 / fps)
+    first.save(
+        path, "GIF", save_all=True, append_images=rest, duration=duration, loop=0, comment=text.encode(), disposal=1
+    )
 
 
-def _rate(times: Float[ndarray, "t"]) -> float:
-    """Frames per second: the inverse of the median step, which one long pause does not bend."""
-    steps = np.diff(times)
-    steps = steps[steps > 0]
-    return float(1 / np.median(steps)) if len(steps) else 1.0
+def _read_gif(path: Path) -> str:
+    with Image.open(path) as image:
+        comment = image.info.get("comment", b"")
+    return comment.decode(errors="replace") if isinstance(comment, bytes) else comment
 
 
-def _to_rgb(frame: av.VideoFrame) -> UInt8[ndarray, "h w 3"]:
-    """RGB of a frame of any pixel format and bit depth, turned upright."""
-    pixels = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4 if frame.rotation else 0
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+def _write_webp(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
+    exif = Image.Exif()
+    exif[_EXIF_DESCRIPTION] = text
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    first.save(
+        path, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=90, exif=exif
+    )
 
 
-def sample_times(start: float, fps: float, frames: int) -> Float[ndarray, "t"]:
-    """Times of ``frames`` frames at ``fps`` from ``start`` on, in seconds."""
-    return start + np.arange(frames) / fps
+def _read_webp(path: Path) -> str:
+    with Image.open(path) as image:
+        return str(image.getexif().get(_EXIF_DESCRIPTION, ""))
 
 
-def even(length: int) -> int:
-    """The next even number: 4:2:0 video has none else."""
-    return math.ceil(length / 2) * 2
+def _write_folder(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
+    path.mkdir()
+    note = PngImagePlugin.PngInfo()
+    note.add_text(_PNG_KEY, text)
+    note.add_text("fps", f"{fps:g}")
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(path / f"frame_{index:04d}.png", pnginfo=note)
+
+
+def _read_folder(path: Path) -> str:
+    with Image.open(path if path.is_file() else next(iter(sorted(path.glob("frame_*.png"))))) as image:
+        return image.text.get(_PNG_KEY, "")
+
+
+_WRITERS: dict[str, Callable[[Path, np.ndarray, float, str], None]] = {
+    ".mp4": _write_mp4,
+    ".gif": _write_gif,
+    ".webp": _write_webp,
+    "": _write_folder,
+}
+_READERS: dict[str, Callable[[Path], str]] = {
+    ".mp4": _read_mp4,
+    ".gif": _read_gif,
+    ".webp": _read_webp,
+    ".png": _read_folder,
+    "": _read_folder,
+}
