@@ -17,7 +17,7 @@ from PIL import Image
 from svdjax.errors import UserError
 from svdjax.typing import Float, Int, UInt8, ndarray
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".gif")
+SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".wmv", ".ogv", ".gif")
 
 # A frame counts as shown from a thousandth of a second before its time stamp: containers round them.
 _EARLY = 1e-3
@@ -60,7 +60,11 @@ def probe(video: Video, name: str = "") -> VideoInfo:
         first = next(container.decode(stream))
         height, width = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
         container.seek(0)
-        ticks = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
+        ticks = sorted(
+            p.dts if p.pts is None else p.pts
+            for p in container.demux(stream)
+            if p.dts is not None or p.pts is not None
+        )
         if not ticks:  # raw streams carry no time stamps
             return VideoInfo(height=height, width=width, fps=float(_nominal_rate(stream)), last=0.0)
         times = np.array([float((tick - ticks[0]) * stream.time_base) for tick in ticks])

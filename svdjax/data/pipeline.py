@@ -13,7 +13,7 @@ import grain
 import jax.numpy as jnp
 import numpy as np
 
-from svdjax.data.decoding import decode, probe, sample_times
+from svdjax.data.decoding import decode, sample_times
 from svdjax.data.records import ClipRecord
 from svdjax.data.sources import BadClips, ClipSource, InMemory
 from svdjax.errors import UserError
@@ -176,20 +176,21 @@ def cut_clip(
     Raises:
         UserError: the video cannot be read, or is too short or too slow for the frames and rates asked for.
     """
-    name = record.annotations["name"]
-    info = probe(record.video, name)
+    notes = record.annotations
+    name, native = notes["name"], notes["fps"]
+    last = notes["seconds"] - 1 / native
     steps = sampling.frames - 1
     # Rates at which the clip fits in and no frame is shown twice; the thousandth forgives rounded time stamps.
-    lowest, highest = sampling.fps[0], min(sampling.fps[1], 1.001 * info.fps)
+    lowest, highest = sampling.fps[0], min(sampling.fps[1], 1.001 * native)
     if steps:
-        lowest = max(lowest, 0.999 * steps / info.last if info.last else np.inf)
+        lowest = max(lowest, 0.999 * steps / last if last > 0 else np.inf)
     if lowest > highest:
         raise UserError(
-            f"{name} is too short or slow ({info.last:.2f} s at {info.fps:.4g} fps) for {sampling.frames} frames "
+            f"{name} is too short or slow ({last:.2f} s at {native:.4g} fps) for {sampling.frames} frames "
             f"at {sampling.fps[0]:g} to {sampling.fps[1]:g} fps: replace it or ask for fewer frames"
         )
     fps = float(rng.uniform(lowest, highest))
-    start = float(rng.uniform(0, max(0.0, info.last - steps / fps)))
+    start = float(rng.uniform(0, max(0.0, last - steps / fps)))
     frames = decode(record.video, sample_times(start, fps, sampling.frames), size=sampling.size, name=name)
     return (frames[:, :, ::-1] if sampling.flip and rng.random() < 0.5 else frames), fps
 

@@ -1,8 +1,8 @@
 """Clips as records of ArrayRecord shards, with one ``dataset.json`` beside them.
 
 A record is, in this order: the 4 bytes ``SVC1``; the length of the annotations as a little-endian uint32; the
-annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Annotations always hold ``fps``,
-``motion_score`` and ``name``, often ``caption``; clips of the built-in world hold every field of `sprites.Truth`.
+annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Annotations always hold ``name``,
+``fps``, ``seconds`` and ``motion_score``, often ``caption``, and for the built-in world all of `sprites.Truth`.
 
 ``dataset.json`` holds ``format``, ``clips``, ``bytes``, ``shards`` (file name -> clips in it), ``motion_measure``
 (the words that say what the scores are) and ``motion_thresholds`` (see `motion.MotionBuckets`).
@@ -117,6 +117,7 @@ def write_sprites(world: World, directory: Path, *, seed: int, count: int, shard
             annotations={
                 "name": f"sprites-{seed}-{index}",
                 "fps": clip.fps,
+                "seconds": len(clip.frames) / clip.fps,
                 "motion_score": clip.truth.motion,
                 **clip.truth.annotations(),
             },

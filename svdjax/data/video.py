@@ -28,8 +28,8 @@ def write_video(
     """Write a video; the file appears, or replaces an older one, when it is complete.
 
     Args:
-        path: ending in .mp4 (H.264, 4:2:0, BT.709, plays in browsers; an odd side gets one more row or column, a copy
-            of the last), .gif, .webp (animated, lossy), or nothing: a folder of ``frame_0000.png``, ... (exact).
+        path: ending in .mp4 (H.264, 4:2:0, BT.709, plays in browsers; an odd side gets one more row or column,
+            a copy of the last), .gif, .webp (animated, lossy), or without an ending: a folder of exact PNG files.
         frames: at least one.
         fps: frames per second; .gif keeps it to a hundredth of a second per frame, a folder only in its metadata.
         metadata: JSON-ready settings, kept inside the file; `read_metadata` gives them back.
