@@ -9,7 +9,7 @@ from functools import reduce
 
 import numpy as np
 
-from svdjax.typing import Bool, Float, UInt8, ndarray
+from svdjax.typing import Float, UInt8, ndarray
 
 SHAPES = ("circle", "square", "triangle", "diamond", "hexagon", "cross")
 
@@ -153,11 +153,3 @@ def _camera_flow(
 def mean_motion(flow: Float[ndarray, "pairs h w 2"]) -> float:
     """Mean length of the flow over all pixels and frame pairs, in pixels per frame; 0 for a single frame."""
     return float(np.hypot(flow[..., 0], flow[..., 1]).mean()) if flow.size else 0.0
-
-
-def in_bounds(flow: Float[ndarray, "pairs h w 2"]) -> Bool[ndarray, "pairs h w"]:
-    """Pixels whose flow ends inside the picture."""
-    _, height, width, _ = flow.shape
-    x = np.arange(width) + flow[..., 0]
-    y = np.arange(height)[:, None] + flow[..., 1]
-    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)

@@ -48,9 +48,9 @@ def random_look(rng: np.random.Generator, shape: str, colour: Float[ndarray, "3"
         shape=shape,
         colour=colour.astype(np.float32),
         tints=rng.uniform(0.6, 1.1, 1 if shape == "sphere" else len(_faces(shape)[1])).astype(np.float32),
-        frequency=(direction * rng.uniform(4, 11, (waves, 1))).astype(np.float32),
+        frequency=(direction * rng.uniform(6, 16, (waves, 1))).astype(np.float32),
         phase=rng.uniform(0, 2 * np.pi, waves).astype(np.float32),
-        strength=np.full(waves, 0.2, np.float32),
+        strength=np.full(waves, 0.25, np.float32),
     )
 
 
