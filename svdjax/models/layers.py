@@ -1,5 +1,8 @@
 """Small layers that every network shares: embeddings, norms, convolutions, resampling and blending."""
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,9 +30,7 @@ def sinusoidal_embedding(
         Values in [-1, 1], float64 for float64 input and float32 otherwise.
     """
     dtype = jnp.promote_types(values.dtype, jnp.float32)
-    frequencies = jnp.exp(
-        -jnp.log(jnp.asarray(max_period, dtype)) * jnp.arange(dim // 2, dtype=dtype) / (dim // 2)
-    )
+    frequencies = jnp.exp(-jnp.log(jnp.asarray(max_period, dtype)) * jnp.arange(dim // 2, dtype=dtype) / (dim // 2))
     angles = values.astype(dtype)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -49,9 +50,11 @@ class EmbeddingMLP(nnx.Module):
 def group_norm(channels: int, *, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Normalise over 32 groups of channels and every axis but the first; statistics at least float32.
 
+    Thin models whose channels 32 does not divide get the largest number of groups that divides both.
     Fold frames into the batch for a norm per image; give ``[b, t, h, w, c]`` for statistics over a video.
     """
-    return nnx.GroupNorm(channels, num_groups=GROUPS, epsilon=eps, use_fast_variance=False, rngs=rngs)
+    groups = math.gcd(channels, GROUPS)
+    return nnx.GroupNorm(channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
 def conv3x3(
@@ -65,31 +68,39 @@ def conv3x3(
 class TemporalConv(nnx.Module):
     """A convolution over three frames, zero-padded at both ends; kernel ``(3, 1, 1, in, out)``."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, zero_init: bool = False, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, zero_init: bool = False, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (3, 1, 1, in_channels, out_channels), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((out_channels,)))
 
-    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c_out"]:
-        """Convolve over ``t``; any number of frames."""
+    def __call__(self, x: Float[Array, "b t h w c"], *, padded: bool = True) -> Float[Array, "b t_out h w c_out"]:
+        """Convolve over ``t``; any number of frames.
+
+        Args:
+            x: features.
+            padded: False leaves out the first and the last frame of the result, which would see the padding.
+        """
         kernel = self.kernel[...].astype(x.dtype)
-        out = lax.platform_dependent(x, kernel, cpu=_shifted_matmuls, default=_conv3d)
+        pad = int(padded)
+        out = lax.platform_dependent(
+            x, kernel, cpu=partial(_joined_matmul, pad=pad), default=partial(_conv3d, pad=pad)
+        )
         return out + self.bias[...].astype(x.dtype)
 
 
-def _conv3d(x: Array, kernel: Array) -> Array:
+def _conv3d(x: Array, kernel: Array, pad: int) -> Array:
     return lax.conv_general_dilated(
-        x, kernel, (1, 1, 1), ((1, 1), (0, 0), (0, 0)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        x, kernel, (1, 1, 1), ((pad, pad), (0, 0), (0, 0)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
 
 
-def _shifted_matmuls(x: Array, kernel: Array) -> Array:
-    # XLA's CPU 3-D convolution is a naive loop; three matrix products are the same sum.
-    before, here, after = (x @ kernel[i, 0, 0] for i in range(3))
-    pad = ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0))
-    return here + jnp.pad(before, pad)[:, :-2] + jnp.pad(after, pad)[:, 2:]
+def _joined_matmul(x: Array, kernel: Array, pad: int) -> Array:
+    # XLA's CPU 3-D convolution is a naive loop, and its gradient is worse; one matrix product over the three
+    # frames' joined channels is the same sum, twice as fast forward and three times backward.
+    x = jnp.pad(x, ((0, 0), (pad, pad), (0, 0), (0, 0), (0, 0)))
+    joined = jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=-1)
+    out = joined.reshape(-1, joined.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return out.reshape(*joined.shape[:-1], -1)
 
 
 class Downsample(nnx.Module):
