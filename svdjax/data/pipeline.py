@@ -7,7 +7,7 @@ The iterator's state (``get_state`` / ``set_state``) is one integer, and everyth
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import grain
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from svdjax.typing import Array, Float, UInt8, ndarray
 Item = Mapping[str, Any]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to anything that can be batched: clips as dicts, or what a ``cut`` makes into dicts."""
 

@@ -8,7 +8,7 @@ import json
 import logging
 import threading
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import grain
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 ANNOTATIONS = "svdjax-annotations.json"
 
 
+@runtime_checkable
 class ClipSource(Protocol):
     """Random access to clips."""
 

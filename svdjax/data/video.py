@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +43,7 @@ def write_video(
         raise UserError(
             f"{path} ends in {path.suffix}: name it .mp4, .gif or .webp, or without an ending for PNG files"
         )
-    if not len(frames) or not fps > 0:
+    if not len(frames) or not 0 < fps < math.inf:
         raise UserError(f"{path}: {len(frames)} frames at {fps:g} fps make no video: give at least one frame")
     try:
         with _finished(path) as partial:
