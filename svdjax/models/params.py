@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from svdjax.errors import UserError, check_keys
 from svdjax.typing import Array, PyTree
@@ -18,7 +19,7 @@ def _dotted(path: tuple) -> str:
     return ".".join(str(part) for part in path)
 
 
-def flat_params(module: nnx.Module) -> dict[str, Array]:
+def flat_params(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
     """Every parameter of a module by its dotted path, e.g. ``unet.down.0.res.1.temporal.conv1.kernel``.
 
     The values are arrays, or ``jax.ShapeDtypeStruct`` for a module made by :func:`abstract`.
@@ -65,6 +66,6 @@ def param_count(module: nnx.Module) -> int:
     return sum(int(np.prod(value.shape)) for value in flat_params(module).values())
 
 
-def cast_floating(tree: PyTree, dtype: jnp.dtype) -> PyTree:
+def cast_floating(tree: PyTree, dtype: DTypeLike) -> PyTree:
     """Cast every floating-point leaf of a tree (a state, or a batch); other leaves stay as they are."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)

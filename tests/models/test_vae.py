@@ -1,0 +1,72 @@
+"""The autoencoder: sizes, the Gaussian, and what an untrained temporal decoder does."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svdjax.models.params import abstract, flat_params, initialise, load_flat, param_count
+from svdjax.models.vae import VAE, Decoder, Gaussian, VAEConfig
+
+TINY = VAEConfig(channels=(32, 64), num_res_blocks=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "params", "tensors"),
+    [
+        (VAEConfig.svd(), 97_742_847, 106 + 2 + 266),
+        (VAEConfig.svd_image_decoder(), 83_653_863 - 20, 106 + 2 + 138),
+        (VAEConfig.sd21(), 83_653_863, 106 + 2 + 138 + 2),
+    ],
+)
+def test_presets_have_the_published_sizes(config, params, tensors):
+    vae = abstract(VAE, config)
+    assert (param_count(vae), len(flat_params(vae))) == (params, tensors)
+    assert param_count(vae.encoder) == 34_163_592
+    assert param_count(vae.decoder) == (63_579_183 if config.temporal_decoder else 49_490_179)
+    assert config.factor == 8
+
+
+def test_gaussian_samples_have_its_mean_and_deviation():
+    gaussian = Gaussian(mean=jnp.array([-3.0, 5.0]), logvar=jnp.log(jnp.array([4.0, 0.25])))
+    samples = jax.vmap(gaussian.sample)(jax.random.split(jax.random.key(0), 20_000))
+    np.testing.assert_allclose(samples.mean(0), [-3, 5], atol=0.05)
+    np.testing.assert_allclose(samples.std(0), [2, 0.5], rtol=0.02)
+    np.testing.assert_array_equal(gaussian.mode(), gaussian.mean)
+
+
+def test_encode_clips_the_log_variance_and_shrinks_by_the_factor():
+    vae = initialise(VAE, TINY, seed=0)
+    bias = jnp.array([0.0, 0, 0, 0, -100, 100, 1, 2])
+    vae.quant_conv.kernel[...] = jnp.zeros_like(vae.quant_conv.kernel[...])
+    vae.quant_conv.bias[...] = bias
+    latents = jax.jit(lambda x: vae.encode(x))(jnp.zeros((2, 12, 8, 3)))
+    assert latents.mean.shape == latents.logvar.shape == (2, 6, 4, 4)
+    np.testing.assert_array_equal(latents.logvar[0, 0, 0], [-30, 20, 1, 2])
+
+
+def test_new_temporal_decoder_equals_the_image_decoder():
+    """The temporal branches start as the identity; only the last convolution over frames is not blended."""
+    video = initialise(Decoder, TINY, seed=1)
+    video.time_conv.kernel[...] = jnp.zeros((3, 1, 1, 3, 3)).at[1, 0, 0].set(jnp.eye(3))
+    spatial = {
+        path.replace(".spatial.", "."): value
+        for path, value in flat_params(video).items()
+        if not any(part in path for part in (".temporal.", "mix_factor", "time_conv"))
+    }
+    image_config = dataclasses.replace(TINY, temporal_decoder=False)
+    image = load_flat(abstract(Decoder, image_config), spatial, what="image decoder")
+    z = jax.random.normal(jax.random.key(2), (2, 3, 4, 6, 4))
+    np.testing.assert_allclose(jax.jit(lambda z: video(z))(z), jax.jit(lambda z: image(z))(z), atol=1e-5)
+
+
+def test_only_the_temporal_decoder_mixes_frames():
+    z = jax.random.normal(jax.random.key(2), (1, 4, 4, 4, 4))
+    for temporal in (True, False):
+        decoder = initialise(Decoder, dataclasses.replace(TINY, temporal_decoder=temporal), seed=3)
+        decode = jax.jit(lambda z, decoder=decoder: decoder(z))
+        change = decode(z.at[:, 3].add(1.0)) - decode(z)
+        assert float(jnp.abs(change[:, 3]).max()) > 1e-3
+        assert bool(jnp.any(change[:, 2] != 0)) == temporal
