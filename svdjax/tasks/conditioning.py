@@ -10,7 +10,7 @@ from einops import repeat
 from svdjax.models.layers import sinusoidal_embedding
 from svdjax.models.params import cast_floating
 from svdjax.models.svd import Scalars
-from svdjax.models.unet import UNet
+from svdjax.models.unet import UNet, Watch
 from svdjax.typing import Array, Float
 
 
@@ -54,11 +54,11 @@ def embed_scalars(
 Network = Callable[[Float[Array, "b t h w c"], Float[Array, " b"], Conditioning], Float[Array, "b t h w c"]]
 
 
-def network_of(unet: UNet) -> Network:
+def network_of(unet: UNet, *, watch: Watch | None = None) -> Network:
     """The UNet as the denoiser sees it: scaled latent, noise embedding and conditioning to output.
 
     The conditioning latent joins *after* the latent was scaled by c_in, and is not scaled itself. The UNet
-    computes in the type of its parameters; the output returns in the type of ``x``.
+    computes in the type of its parameters; the output returns in the type of ``x``. ``watch`` is handed to it.
     """
     dtype = unet.conv_in.kernel[...].dtype
 
@@ -69,7 +69,8 @@ def network_of(unet: UNet) -> Network:
         cond = cast_floating(cond, dtype)
         if cond.concat is not None:
             inputs = jnp.concatenate([inputs, cond.concat], axis=-1)
-        out = unet(inputs, c_noise, cond.context, cond.vector, temporal_context=cond.temporal_context)
+        extra = {"temporal_context": cond.temporal_context, "watch": watch}
+        out = unet(inputs, c_noise, cond.context, cond.vector, **extra)
         return out.astype(x.dtype)
 
     return network

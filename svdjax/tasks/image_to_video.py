@@ -69,24 +69,33 @@ class ImageToVideo:
             frames: number of frames t of the video.
 
         Returns:
-            One CLIP token; the mode of the noised picture's latent (not multiplied by the scaling factor, as
-            the released weights expect) repeated over the frames; the embedded scalars. ``fps`` enters as
-            fps - 1.
+            What :meth:`condition_on_picture` makes, and the embedded scalars. ``fps`` enters as fps - 1.
+        """
+        scalars = {
+            "fps": request.fps - 1,
+            "motion_bucket": request.motion_bucket,
+            "noise_aug": request.noise_aug,
+        }
+        return dataclasses.replace(
+            self.condition_on_picture(model, request, frames),
+            vector=embed_scalars(self.config.scalars, scalars, frames),
+        )
+
+    def condition_on_picture(self, model: SVD, request: ImageRequest, frames: int) -> Conditioning:
+        """The part of the conditioning that every model animating a picture shares.
+
+        Returns:
+            One CLIP token, and the mode of the noised picture's latent (not multiplied by the scaling factor, as
+            the released weights expect) repeated over the frames.
         """
         clip_image = request.clip_image
         if clip_image is None:
             clip_image = preprocess(request.image, size=self.config.image_encoder.image_size)
         noised = request.image + request.noise_aug[:, None, None, None] * request.noise
         latent = model.vae.encode(noised).mode()
-        scalars = {
-            "fps": request.fps - 1,
-            "motion_bucket": request.motion_bucket,
-            "noise_aug": request.noise_aug,
-        }
         return Conditioning(
             context=model.image_encoder(clip_image)[:, None],
             concat=repeat(latent, "b h w c -> b t h w c", t=frames),
-            vector=embed_scalars(self.config.scalars, scalars, frames),
         )
 
     def unconditional(self, cond: Conditioning) -> Conditioning:
