@@ -7,6 +7,7 @@ The iterator's state (``get_state`` / ``set_state``) is one integer, and everyth
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import grain
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from svdjax.data.decoding import decode, sample_times
+from svdjax.data.motion import MotionBuckets
 from svdjax.data.records import ClipRecord
 from svdjax.data.sources import BadClips, ClipSource, InMemory
 from svdjax.errors import UserError
@@ -82,9 +84,14 @@ def clip_batches(
     Raises:
         UserError: too few clips to fill a batch; while iterating: too many bad videos.
     """
-    cut = _Cut(sampling, source, BadClips(max_share=max_bad, what="clips"))
-    kept = InMemory(source, sampling.size) if in_memory else source
-    return batches(kept, batch_size=batch_size, seed=seed, cut=cut, **options)
+    return batches(
+        InMemory(source, sampling.size) if in_memory else source,
+        batch_size=batch_size,
+        seed=seed,
+        cut=partial(_item, sampling, source.buckets),
+        bad=BadClips(max_share=max_bad, what="clips"),
+        **options,
+    )
 
 
 def batches(
@@ -92,7 +99,8 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    cut: Callable[[Any, np.random.Generator], Item | None] | None = None,
+    cut: Callable[[Any, np.random.Generator], Item] | None = None,
+    bad: BadClips | None = None,
     host: int = 0,
     hosts: int = 1,
     epochs: int | None = None,
@@ -102,7 +110,8 @@ def batches(
 
     Args:
         batch_size: items per batch on this host.
-        cut: makes an item of a source's element with random numbers of its own, or None to leave it out.
+        cut: makes an item of a source's element, with random numbers of its own.
+        bad: takes note of elements that raise UserError, which are then left out; None lets the error through.
         host, hosts: this host's number and how many there are; each epoch's elements are dealt out among them.
         epochs: None for ever. The last, smaller batch is dropped.
         threads: elements read side by side.
@@ -114,11 +123,16 @@ def batches(
         raise UserError(
             f"{len(source)} clips on {hosts} host(s) do not fill a batch of {batch_size}: use a smaller batch"
         )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().slice(slice(host, None, hosts)).repeat(epochs)
-    if cut is not None:
-        dataset = dataset.random_map(cut)
-    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * batch_size)
-    return dataset.to_iter_dataset(reading).batch(batch_size, drop_remainder=True, batch_fn=to_batch)
+    return (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()
+        .slice(slice(host, None, hosts))
+        .repeat(epochs)
+        .random_map(_Pick(source, cut, bad))
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * batch_size))
+        .batch(batch_size, drop_remainder=True, batch_fn=to_batch)
+    )
 
 
 def to_batch(items: Sequence[Item]) -> dict[str, Any]:
@@ -144,27 +158,32 @@ class FixedClips:
         """
         number = index.__index__()
         rng = np.random.default_rng((self._seed, number))
-        return _item(self._source[number], self._sampling, self._source, rng)
+        return _item(self._sampling, self._source.buckets, self._source[number], rng)
 
 
-class _Cut:
-    """Record -> clip, or None for a record that gives none."""
+@dataclass(frozen=True)
+class _Pick:
+    """Index -> item, or None for an element that gives none."""
 
-    def __init__(self, sampling: ClipSampling, source: ClipSource, bad: BadClips) -> None:
-        self._sampling, self._source, self._bad = sampling, source, bad
+    source: Source
+    cut: Callable[[Any, np.random.Generator], Item] | None
+    bad: BadClips | None
 
-    def __call__(self, record: ClipRecord, rng: np.random.Generator) -> Item | None:
+    def __call__(self, index: int, rng: np.random.Generator) -> Item | None:
         try:
-            return _item(record, self._sampling, self._source, rng)
+            element = self.source[index]
+            return self.cut(element, rng) if self.cut else element
         except UserError as error:
-            self._bad.skip(error, record.annotations["name"])
-            self._bad.judge(len(self._source))
+            if self.bad is None:
+                raise
+            self.bad.skip(index, error)
+            self.bad.judge(len(self.source))
             return None
 
 
-def _item(record: ClipRecord, sampling: ClipSampling, source: ClipSource, rng: np.random.Generator) -> Item:
+def _item(sampling: ClipSampling, buckets: MotionBuckets, record: ClipRecord, rng: np.random.Generator) -> Item:
     video, fps = cut_clip(record, sampling, rng)
-    bucket = source.buckets.bucket(record.annotations["motion_score"])
+    bucket = buckets.bucket(record.annotations["motion_score"])
     item = {"video": video, "fps": np.float32(fps), "motion_bucket": np.float32(bucket)}
     return item | ({"caption": record.annotations.get("caption", "")} if sampling.captions else {})
 

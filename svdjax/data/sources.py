@@ -61,7 +61,11 @@ class ShardSource:
         if missing := [shard.name for shard in shards if not shard.is_file()]:
             raise UserError(f"{directory} lacks {', '.join(missing)}: copy the data set again")
         self.buckets = MotionBuckets(thresholds=tuple(index["motion_thresholds"]))
-        self._records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+        self._directory = directory
+        try:
+            self._records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+        except RuntimeError as error:
+            raise UserError(f"{directory} holds a damaged shard ({error}): copy the data set again") from None
         if len(self._records) != index["clips"]:
             raise UserError(f"{directory} holds {len(self._records)} clips, not {index['clips']}: copy it again")
 
@@ -69,7 +73,16 @@ class ShardSource:
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> ClipRecord:
-        return unpack(self._records[index])
+        """
+        Raises:
+            UserError: the record is damaged.
+        """
+        try:
+            return unpack(self._records[index])
+        except RuntimeError as error:
+            raise UserError(
+                f"clip {index} of {self._directory} is damaged ({error}): copy the data set again"
+            ) from None
 
 
 class FolderSource:
@@ -99,7 +112,7 @@ class FolderSource:
             try:
                 measured[key] = _measure(file, key, cache.get(key))
             except UserError as error:
-                bad.skip(error)
+                bad.skip(key, error)
         bad.judge(len(files))
         _write_cache(directory, measured)
         self.buckets = MotionBuckets.fit([entry["motion_score"] for entry in measured.values()])
@@ -143,15 +156,15 @@ class BadClips:
     """Counts and logs clips that cannot be used, and gives up when they are too many."""
 
     def __init__(self, *, max_share: float, what: str) -> None:
-        self.names: set[str] = set()
+        self.keys: set[int | str] = set()
         self._max_share, self._what = max_share, what
         self._lock = threading.Lock()
 
-    def skip(self, error: UserError, name: str = "") -> None:
-        """Note one clip, once."""
+    def skip(self, key: int | str, error: UserError) -> None:
+        """Note a clip, by a key of its own: a clip that fails again counts once."""
         with self._lock:
-            if (name or str(error)) not in self.names:
-                self.names.add(name or str(error))
+            if key not in self.keys:
+                self.keys.add(key)
                 log.warning("skipped: %s", error)
 
     def judge(self, total: int) -> None:
@@ -159,7 +172,7 @@ class BadClips:
         Raises:
             UserError: no clip of ``total`` is left, or more than the set share is bad.
         """
-        bad = len(self.names)
+        bad = len(self.keys)
         if bad and (bad >= total or bad > self._max_share * total):
             raise UserError(
                 f"{bad} of {total} {self._what} cannot be used, more than the {self._max_share:.0%} allowed: "

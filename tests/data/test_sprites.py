@@ -138,7 +138,7 @@ def test_shapes_have_about_the_same_area(shape):
 def test_orbit_flow_and_azimuths_agree_with_the_views(shape):
     rng = np.random.default_rng(0)
     look = solids.random_look(rng, shape, np.array([0.2, 0.7, 0.3]))
-    frames, flow = solids.render_orbit(look, 20.0, np.array([40.0, 43.0, 403.0]), 64, 64)
+    frames, flow = solids.render_orbit(look, 20.0, np.array([40.0, 45.0, 405.0]), 64, 64)
     # Azimuths count modulo 360 degrees, and other ones look different.
     np.testing.assert_allclose(frames[1].astype(int), frames[2], atol=1)
     assert np.abs(frames[0].astype(int) - frames[1]).max() > 20
@@ -146,7 +146,7 @@ def test_orbit_flow_and_azimuths_agree_with_the_views(shape):
     assert 0.1 < inside.mean() < 0.8
     error = pull_back(frames, flow, 0)[inside]
     unmoved = pull_back(frames, 0 * flow, 0)[inside]
-    assert np.median(error) < 0.5 * np.median(unmoved)
+    assert np.quantile(error, 0.7) < 0.5 * np.quantile(unmoved, 0.7)
 
 
 def test_orbit_cameras_stand_where_elevation_and_azimuth_say():

@@ -1,0 +1,117 @@
+"""The folder of videos: measured once, broken files skipped by name, too many of them an error."""
+
+import json
+import logging
+import os
+import time
+
+import numpy as np
+import pytest
+
+from svdjax.data import sources
+from svdjax.data.decoding import Frames
+from svdjax.data.records import write_shards
+from svdjax.data.sources import ANNOTATIONS, FolderSource, InMemory, ShardSource, open_source
+from svdjax.errors import UserError
+from tests.data.clips import encode, ramp, turned
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five kinds of readable videos, one in a subfolder, one with a caption, and a file that is no video."""
+    ends = {
+        "a.mp4": encode(ramp(8)),
+        "b.webm": encode(ramp(8), codec="libvpx-vp9", container="webm"),
+        "c.avi": encode(ramp(8, 30, 46), codec="mpeg4", container="avi"),
+        "sub/d.MOV": turned(encode(ramp(8)), 1),
+        "e.mkv": encode(ramp(8), times=[0, 50, 100, 300, 350, 600, 900, 1000], container="matroska"),
+        "notes.md": b"# nothing",
+        "a.txt": b" a grey wall \n",
+    }
+    (tmp_path / "sub").mkdir()
+    for name, data in ends.items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def test_a_folder_is_measured_in_order_of_names(folder):
+    source = open_source(folder)
+    assert [source[i].annotations["name"] for i in range(5)] == ["a.mp4", "b.webm", "c.avi", "e.mkv", "sub/d.MOV"]
+    first, phone = source[0].annotations, source[4].annotations
+    assert first["caption"] == "a grey wall" and "caption" not in source[1].annotations
+    assert (first["fps"], first["seconds"]) == (pytest.approx(10), pytest.approx(0.8))
+    assert (phone["height"], phone["width"]) == (48, 32)
+    assert all(1 <= source.buckets.bucket(source[i].annotations["motion_score"]) <= 255 for i in range(5))
+
+
+def test_measurements_are_kept_until_a_file_changes(folder, monkeypatch):
+    first = FolderSource(folder)
+    monkeypatch.setattr(sources, "motion_score", lambda file: 99.0)
+    again = FolderSource(folder)
+    assert [again[i] for i in range(5)] == [first[i] for i in range(5)]
+    os.utime(folder / "c.avi", (time.time(), time.time() + 10))
+    changed = FolderSource(folder)
+    assert [changed[i].annotations["motion_score"] == 99.0 for i in range(5)] == [False, False, True, False, False]
+
+
+def test_a_broken_cache_is_made_again(folder):
+    (folder / ANNOTATIONS).write_text("{{{")
+    assert len(FolderSource(folder)) == 5
+    assert len(json.loads((folder / ANNOTATIONS).read_text())) == 5
+
+
+def test_a_folder_that_cannot_be_written_only_costs_time(folder, caplog, monkeypatch):
+    monkeypatch.setattr(sources, "ANNOTATIONS", "no/such/folder.json")
+    with caplog.at_level(logging.WARNING):
+        assert len(FolderSource(folder)) == 5
+    assert "will be measured again" in caplog.text
+
+
+def broken(folder, count):
+    for index in range(count):
+        (folder / f"bad{index}.mp4").write_bytes([b"", b"just text", encode(ramp())[:800]][index % 3])
+
+
+def test_broken_files_are_skipped_by_name(folder, caplog):
+    broken(folder, 3)
+    with caplog.at_level(logging.WARNING):
+        source = FolderSource(folder, max_bad=0.5)
+    assert len(source) == 5
+    for index in range(3):
+        assert f"bad{index}.mp4" in caplog.text
+
+
+def test_too_many_broken_files_are_an_error(folder):
+    broken(folder, 1)
+    with pytest.raises(UserError, match=r"1 of 6 files in .* cannot be used, more than the 10%"):
+        FolderSource(folder)
+
+
+def test_nothing_left_is_an_error_whatever_the_share(tmp_path):
+    broken(tmp_path, 2)
+    with pytest.raises(UserError, match="2 of 2"):
+        FolderSource(tmp_path, max_bad=1.0)
+
+
+def test_folders_without_videos_are_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no videos"):
+        open_source(tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        open_source(tmp_path / "missing")
+
+
+def test_a_folder_becomes_shards(folder, tmp_path):
+    source = FolderSource(folder)
+    write_shards((source[i] for i in range(5)), tmp_path / "set", shards=2)
+    shards = open_source(tmp_path / "set")
+    assert isinstance(shards, ShardSource) and shards.buckets == source.buckets
+    packed = {shards[i].annotations["name"]: shards[i].video for i in range(5)}
+    assert packed["sub/d.MOV"] == (folder / "sub" / "d.MOV").read_bytes()
+
+
+def test_in_memory_decodes_once(folder, monkeypatch):
+    source = InMemory(FolderSource(folder), (16, 24))
+    first = source[3]
+    assert isinstance(first.video, Frames) and first.video.frames.shape == (8, 16, 24, 3)
+    np.testing.assert_allclose(first.video.times, [0, 0.05, 0.1, 0.3, 0.35, 0.6, 0.9, 1.0], atol=2e-3)
+    assert source[np.int64(3)] is first
