@@ -1,0 +1,126 @@
+"""The command ``svdjax convert``: from any format into any other, one tensor in memory at a time."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from svdjax.conversion.checkpoint import Checkpoint, Options
+from svdjax.conversion.diffusers import write_diffusers
+from svdjax.conversion.native import write_native_file, write_native_folder
+from svdjax.conversion.output import finished
+from svdjax.conversion.safetensors_file import write_safetensors
+from svdjax.conversion.sgm import CONFIG_KEY, write_sgm
+from svdjax.conversion.source import open_checkpoint
+from svdjax.conversion.tensors import Progressed, dtype_named
+from svdjax.errors import UserError
+
+FORMATS = ("svdjax", "diffusers", "sgm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Convert a checkpoint into another format; the same numbers come back bit for bit.
+
+    Attributes:
+        source: a diffusers folder, a .safetensors or .ckpt file, a checkpoint of svdjax, an address such as
+            gs://bucket/svd, or a Hugging Face repository (owner/name, or owner/name/file.safetensors).
+        destination: the file or folder to write.
+        to: svdjax writes one file if the destination ends with .safetensors, otherwise an orbax directory;
+            diffusers writes a folder for from_pretrained; sgm writes a single file in the original naming.
+        dtype: cast the weights; keep writes what the source has.
+        variant: which files of a diffusers folder to read, e.g. fp16.
+        head_dim: width of an attention head of the UNet, where a single file cannot tell (64 if left out).
+        clip_heads: attention heads of CLIP, likewise (16 for the released models).
+        prediction: what an SD 2.1 single file predicts: v (768 px, if left out) or eps (512 px base).
+        overwrite: replace the destination if it exists.
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    destination: Annotated[Path, tyro.conf.Positional]
+    to: Literal["svdjax", "diffusers", "sgm"]
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    variant: str | None = None
+    head_dim: int | None = None
+    clip_heads: int | None = None
+    prediction: Literal["v", "eps"] | None = None
+    overwrite: bool = False
+
+
+def convert(
+    source: str | Path,
+    destination: Path,
+    *,
+    to: str,
+    dtype: str = "keep",
+    options: Options | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Convert, with a progress bar and notices on stderr; the arguments are those of :class:`Convert`.
+
+    Returns:
+        The destination.
+
+    Raises:
+        UserError: the source is unusable, or the destination cannot be written; nothing is left half-written.
+    """
+    if to not in FORMATS:
+        raise UserError(f"unknown format {to}: choose one of {', '.join(FORMATS)}")
+    target = dtype_named(dtype)
+    if re.match(r"\w+:/", str(destination)):
+        raise UserError(f"{destination}: only local paths can be written: convert, then copy it there")
+    console = Console(stderr=True)
+    checkpoint = open_checkpoint(source, options).cast(target)
+    _print_notices(console, checkpoint.notices)
+    columns = TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with finished(destination, overwrite=overwrite) as partial, Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=checkpoint.nbytes)
+        notices = _write(checkpoint, partial, to, destination.suffix, lambda count: bar.advance(task, count))
+        bar.update(task, completed=checkpoint.nbytes)
+    _print_notices(console, notices)
+    return destination
+
+
+def run(args: Convert) -> None:
+    """Convert and print the destination.
+
+    Raises:
+        UserError: see :func:`convert`.
+    """
+    options = Options(
+        variant=args.variant, head_dim=args.head_dim, clip_heads=args.clip_heads, prediction=args.prediction
+    )
+    print(
+        convert(
+            args.source,
+            args.destination,
+            to=args.to,
+            dtype=args.dtype,
+            options=options,
+            overwrite=args.overwrite,
+        )
+    )
+
+
+def _print_notices(console: Console, notices: tuple[str, ...]) -> None:
+    for notice in notices:
+        console.print(notice, style="yellow", markup=False, highlight=False)
+
+
+def _write(checkpoint: Checkpoint, path: Path, to: str, suffix: str, progress: Progressed) -> tuple[str, ...]:
+    if to == "diffusers":
+        return write_diffusers(checkpoint, path, progress)
+    if to == "sgm":
+        tensors, notices = write_sgm(checkpoint)
+        metadata = {"format": "pt", CONFIG_KEY: checkpoint.config.to_json()}
+        write_safetensors(path, tensors, metadata, progress)
+        return notices
+    if suffix == ".safetensors":
+        write_native_file(checkpoint, path, progress)
+    else:
+        write_native_folder(checkpoint, path, progress)
+    return ()

@@ -1,0 +1,95 @@
+"""Opening any checkpoint: what SRC can be, and how each kind is recognised, by content rather than by name."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from svdjax.conversion.checkpoint import Checkpoint, Options
+from svdjax.conversion.diffusers import read_diffusers
+from svdjax.conversion.native import FORMAT, is_native_folder, read_native_file, read_native_folder
+from svdjax.conversion.remote import fetch_address, fetch_repo, is_address, is_repo
+from svdjax.conversion.safetensors_file import read_safetensors
+from svdjax.conversion.sgm import read_sgm
+from svdjax.conversion.torch_file import read_ckpt
+from svdjax.errors import UserError
+from svdjax.models.params import abstract, load_flat
+from svdjax.models.svd import SVD
+
+KINDS = "a diffusers folder, a .safetensors or .ckpt file, or a checkpoint of svdjax"
+
+
+def open_checkpoint(source: str | Path, options: Options | None = None) -> Checkpoint:
+    """Open a checkpoint; no weights are read yet.
+
+    Args:
+        source: a local path, ``owner/name`` or ``owner/name/file`` on the Hugging Face Hub, or ``gs://...``.
+        options: what the files cannot say.
+
+    Raises:
+        UserError: the source does not exist, is of no known kind, or is incomplete.
+    """
+    options, text = options or Options(), str(source)
+    if is_address(text):
+        path = fetch_address(text)
+    elif Path(text).exists():
+        path = Path(text)
+    elif is_repo(text) and not text.startswith((".", "~")):
+        path = fetch_repo(text, options.variant)
+    else:
+        raise UserError(f"{text}: no such file or folder: give {KINDS}")
+    return _open_folder(path, options) if path.is_dir() else _open_file(path, options)
+
+
+def _open_folder(folder: Path, options: Options) -> Checkpoint:
+    if is_native_folder(folder):
+        return read_native_folder(folder)
+    if (folder / "model_index.json").is_file() or (folder / "unet").is_dir():
+        return read_diffusers(folder, options)
+    raise UserError(f"{folder}: not a checkpoint: give {KINDS}")
+
+
+def _open_file(path: Path, options: Options) -> Checkpoint:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not head:
+        raise UserError(f"{path}: is empty: download it again")
+    if head.startswith(b"PK\x03\x04"):
+        return read_sgm(read_ckpt(path), {}, options, str(path))
+    if head.startswith(b"version https://g"):
+        raise UserError(f"{path}: only a pointer of Git LFS: run `git lfs pull` in its repository")
+    if head.startswith(b"\x80"):
+        raise UserError(
+            f"{path}: an old PyTorch file (before 1.6), which only code can read: save it as .safetensors"
+        )
+    if head[8:9] != b"{":
+        raise UserError(f"{path}: not a checkpoint: give {KINDS}")
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") == FORMAT:
+        return read_native_file(tensors, metadata, str(path))
+    return read_sgm(tensors, metadata, options, str(path))
+
+
+def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: Options | None = None) -> SVD:
+    """Load a model of any format onto the default device, one parameter at a time.
+
+    Args:
+        source: see :func:`open_checkpoint`.
+        dtype: cast to this; None keeps what is stored.
+        options: what the files cannot say.
+
+    Returns:
+        The model, ready to call; its configuration is ``model.config``.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or of another architecture.
+    """
+    checkpoint = open_checkpoint(source, options).cast(None if dtype is None else np.dtype(dtype))
+    params = {
+        path: jax.device_put(np.ascontiguousarray(tensor.load())) for path, tensor in checkpoint.params.items()
+    }
+    return load_flat(abstract(SVD, checkpoint.config), params, what=checkpoint.what)
