@@ -15,9 +15,7 @@ from svdjax.typing import Array, Float, PyTree, Shaped
 # (c_in * x, c_noise, cond) -> output, shaped like x.
 Network = Callable[[Float[Array, "b t h w c"], Float[Array, " b"], PyTree], Float[Array, "b t h w c"]]
 # (x, sigma, cond) -> x0, and the same with its conditioning bound: all that a sampler knows.
-ConditionalDenoise = Callable[
-    [Float[Array, "b t h w c"], Float[Array, " b"], PyTree], Float[Array, "b t h w c"]
-]
+ConditionalDenoise = Callable[[Float[Array, "b t h w c"], Float[Array, " b"], PyTree], Float[Array, "b t h w c"]]
 Denoise = Callable[[Float[Array, "b t h w c"], Float[Array, " b"]], Float[Array, "b t h w c"]]
 
 

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
-from svdjax.diffusion.denoiser import Denoiser, per_video
+from svdjax.diffusion.denoiser import ConditionalDenoise, per_video
 from svdjax.typing import Array, Float, PyTree
 
 
@@ -57,7 +57,7 @@ class UnitWeighting:
 
 
 def denoising_loss(
-    denoiser: Denoiser,
+    denoiser: ConditionalDenoise,
     x0: Float[Array, "b t h w c"],
     noise: Float[Array, "b t h w c"],
     sigma: Float[Array, " b"],
@@ -67,7 +67,7 @@ def denoising_loss(
     """Weighted error of each video: w(sigma) mean((D(x0 + sigma noise; sigma) - x0)^2) (EDM, Eq. 2 and 8).
 
     Args:
-        denoiser: the model in training.
+        denoiser: D(x, sigma, cond) of the model in training.
         x0: clean latents, float32 or float64.
         noise: standard normal.
         sigma: one positive noise level per video, shared by its frames.
