@@ -50,10 +50,10 @@ class EmbeddingMLP(nnx.Module):
 def group_norm(channels: int, *, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Normalise over 32 groups of channels and every axis but the first; statistics at least float32.
 
-    Thin models whose channels 32 does not divide get the largest number of groups that divides both.
+    Below 64 channels there are 4 groups: 32 would leave one channel in each, and take its mean from every image.
     Fold frames into the batch for a norm per image; give ``[b, t, h, w, c]`` for statistics over a video.
     """
-    groups = math.gcd(channels, GROUPS)
+    groups = math.gcd(channels, GROUPS if channels >= 2 * GROUPS else 4)
     return nnx.GroupNorm(channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
 
 
