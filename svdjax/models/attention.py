@@ -70,9 +70,7 @@ def _batch_axes(batch: int) -> tuple[str, ...]:
 
 def _attention_on_one_device(q: Array, k: Array, v: Array) -> Array:
     accelerator = _cudnn_or_xla if jax.default_backend() == "gpu" else _whole_or_blocked_on_accelerator
-    return lax.platform_dependent(
-        q, k, v, cpu=_whole_or_blocked_on_cpu, tpu=_splash_or_xla, default=accelerator
-    )
+    return lax.platform_dependent(q, k, v, cpu=_whole_or_blocked_on_cpu, tpu=_splash_or_xla, default=accelerator)
 
 
 def _scores(q: Array, k: Array) -> int:
@@ -81,13 +79,13 @@ def _scores(q: Array, k: Array) -> int:
 
 def _whole_or_blocked_on_cpu(q: Array, k: Array, v: Array) -> Array:
     if _scores(q, k) <= _WHOLE_ON_CPU:
-        return jax.nn.dot_product_attention(q, k, v)
+        return _whole(q, k, v)
     return _blocked(q, k, v, _BLOCK_ON_CPU)
 
 
 def _whole_or_blocked_on_accelerator(q: Array, k: Array, v: Array) -> Array:
     if _scores(q, k) <= _WHOLE_ON_ACCELERATOR:
-        return jax.nn.dot_product_attention(q, k, v)
+        return _whole(q, k, v)
     return _blocked(q, k, v, _BLOCK_ON_ACCELERATOR)
 
 
@@ -102,6 +100,11 @@ def _splash_or_xla(q: Array, k: Array, v: Array) -> Array:
     if min(q.shape[1], k.shape[1]) >= _SPLASH_TOKENS and q.shape[-1] <= 128:
         return _splash(q, k, v)
     return _whole_or_blocked_on_accelerator(q, k, v)
+
+
+def _whole(q: Array, k: Array, v: Array) -> Array:
+    # Not jax.nn.dot_product_attention, whose softmax is in float32 even for float64.
+    return jax.vmap(jax.vmap(_softmax_matmul, in_axes=1, out_axes=1))(q, k, v)
 
 
 def _blocked(q: Array, k: Array, v: Array, budget: int) -> Array:

@@ -111,17 +111,15 @@ class UNetConfig:
         return cls(channels=(64, 64, 128, 128), num_res_blocks=1, head_dim=32, context_dim=64, vector_dim=96)
 
 
-def _res_eps(config: UNetConfig, where: Literal["down", "mid", "up"], level: int) -> tuple[float, float]:
-    """Epsilons of the spatial and temporal group norms of a residual block.
+def _res_eps(config: UNetConfig, where: Literal["down", "mid", "up"], level: int) -> float:
+    """Epsilon of the group norms of a residual block.
 
-    The original uses 1e-5 throughout. diffusers' video model uses 1e-6 in the spatial part of down levels
-    with attention and in both parts on the way up; its image model agrees with the original.
+    The original uses 1e-5 throughout. diffusers' video model uses 1e-6 on levels with attention on the way down
+    and on every level on the way up; its image model agrees with the original.
     """
     if config.norm_eps == "sgm" or not config.temporal or where == "mid":
-        return (1e-5, 1e-5)
-    if where == "up":
-        return (1e-6, 1e-6)
-    return (1e-6, 1e-5) if config.attention[level] else (1e-5, 1e-5)
+        return 1e-5
+    return 1e-6 if where == "up" or config.attention[level] else 1e-5
 
 
 class Stage(nnx.Module):
@@ -132,7 +130,7 @@ class Stage(nnx.Module):
         config: UNetConfig,
         widths: list[tuple[int, int]],
         *,
-        eps: tuple[float, float],
+        eps: float,
         attn: int,
         downsample: bool = False,
         upsample: bool = False,
@@ -143,7 +141,7 @@ class Stage(nnx.Module):
         Args:
             config: the network's.
             widths: input and output channels of each residual block.
-            eps: of their spatial and temporal norms.
+            eps: of their group norms.
             attn: number of transformers.
             downsample: halve the resolution at the end.
             upsample: double the resolution at the end.
@@ -152,7 +150,7 @@ class Stage(nnx.Module):
         out = widths[-1][1]
         emb_dim, temporal = 4 * config.channels[0], config.temporal
         self.res = nnx.List(
-            VideoResBlock(*pair, emb_dim=emb_dim, eps=eps, temporal=temporal, rngs=rngs) for pair in widths
+            VideoResBlock(*pair, emb_dim=emb_dim, eps=(eps, eps), temporal=temporal, rngs=rngs) for pair in widths
         )
         sizes = {"head_dim": config.head_dim, "context_dim": config.context_dim}
         self.attn = nnx.List(Transformer(out, **sizes, temporal=temporal, rngs=rngs) for _ in range(attn))
@@ -176,7 +174,7 @@ class UNet(nnx.Module):
         self.down = nnx.List(
             Stage(
                 config,
-                _down_widths(config, level),
+                down_widths(config, level),
                 eps=_res_eps(config, "down", level),
                 attn=config.num_res_blocks * config.attention[level],
                 downsample=level < last,
@@ -190,7 +188,7 @@ class UNet(nnx.Module):
         self.up = nnx.List(
             Stage(
                 config,
-                _up_widths(config, level),
+                up_widths(config, level),
                 eps=_res_eps(config, "up", level),
                 attn=(config.num_res_blocks + 1) * config.attention[level],
                 upsample=level > 0,
@@ -276,13 +274,17 @@ class UNet(nnx.Module):
         return jnp.broadcast_to(emb, (*x.shape[:2], emb.shape[-1])).astype(x.dtype)
 
 
-def _down_widths(config: UNetConfig, level: int) -> list[tuple[int, int]]:
+def down_widths(config: UNetConfig, level: int) -> list[tuple[int, int]]:
+    """Input and output channels of a level's residual blocks on the way down."""
     out = config.channels[level]
     return [(config.channels[max(0, level - 1)], out)] + [(out, out)] * (config.num_res_blocks - 1)
 
 
-def _up_widths(config: UNetConfig, level: int) -> list[tuple[int, int]]:
-    """Every block takes what the previous one made and one skip; skips arrive in reverse order."""
+def up_widths(config: UNetConfig, level: int) -> list[tuple[int, int]]:
+    """Input and output channels of a level's residual blocks on the way up, in the order of execution.
+
+    Every block takes what the previous one made and one skip; skips arrive in reverse order of their making.
+    """
     channels, out = config.channels, config.channels[level]
     below = channels[min(level + 1, len(channels) - 1)]
     skips = [out] * config.num_res_blocks + [channels[max(0, level - 1)]]

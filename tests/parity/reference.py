@@ -1,5 +1,9 @@
 """Reference networks with random weights of which none is zero, one or shared, and how far off we are."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
 import numpy as np
 import torch
 
@@ -33,3 +37,18 @@ def relative(a: object, b: object) -> float:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     assert a.shape == b.shape, f"{a.shape} against {b.shape}"
     return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+@contextmanager
+def float64_sinusoids() -> Iterator[None]:
+    """Let diffusers compute its timestep embeddings in float64: on its own it rounds them to float32."""
+
+    def embedding(timesteps, dim, flip_sin_to_cos=False, downscale_freq_shift=1, scale=1, max_period=10000):
+        half = dim // 2
+        powers = torch.arange(half, dtype=torch.float64) / (half - downscale_freq_shift)
+        angles = scale * timesteps.double()[:, None] * max_period**-powers
+        parts = [angles.sin(), angles.cos()]
+        return torch.cat(parts[::-1] if flip_sin_to_cos else parts, dim=-1)
+
+    with mock.patch("diffusers.models.embeddings.get_timestep_embedding", embedding):
+        yield
