@@ -1,5 +1,6 @@
 """What every format is read into and written from: sizes, parameters that load on demand, and leftovers."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -66,13 +67,19 @@ class Checkpoint:
         )
 
 
+@functools.lru_cache(maxsize=2)
+def shapes_of(config: SVDConfig) -> SVD:
+    """The model of a configuration, as shapes without values; tracing a full-size one takes seconds."""
+    return abstract(SVD, config)
+
+
 def check_params(what: str, config: SVDConfig, params: dict[str, Tensor]) -> None:
     """Compare parameters with the model that the configuration describes.
 
     Raises:
         UserError: a parameter is missing or left over, has another shape, or is not floating-point.
     """
-    wanted = flat_params(abstract(SVD, config))
+    wanted = flat_params(shapes_of(config))
     check_keys(what, params, wanted)
     wrong = [
         f"{params[path].name} has shape {params[path].shape} ({path} needs {tuple(shape.shape)} after rearranging)"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from svdjax.conversion.checkpoint import Checkpoint, Options
+from svdjax.conversion.checkpoint import Checkpoint, Options, shapes_of
 from svdjax.conversion.diffusers import read_diffusers
 from svdjax.conversion.native import FORMAT, is_native_folder, read_native_file, read_native_folder
 from svdjax.conversion.remote import fetch_address, fetch_repo, is_address, is_repo
@@ -14,7 +14,7 @@ from svdjax.conversion.safetensors_file import read_safetensors
 from svdjax.conversion.sgm import read_sgm
 from svdjax.conversion.torch_file import read_ckpt
 from svdjax.errors import UserError
-from svdjax.models.params import abstract, load_flat
+from svdjax.models.params import load_flat
 from svdjax.models.svd import SVD
 
 KINDS = "a diffusers folder, a .safetensors or .ckpt file, or a checkpoint of svdjax"
@@ -92,4 +92,4 @@ def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: O
     params = {
         path: jax.device_put(np.ascontiguousarray(tensor.load())) for path, tensor in checkpoint.params.items()
     }
-    return load_flat(abstract(SVD, checkpoint.config), params, what=checkpoint.what)
+    return load_flat(shapes_of(checkpoint.config), params, what=checkpoint.what)

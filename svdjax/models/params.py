@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from svdjax.errors import UserError, check_keys
-from svdjax.typing import Array, PyTree
+from svdjax.typing import Array, Key, PyTree
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -28,16 +28,35 @@ def flat_params(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
     return {_dotted(path): variable.get_value() for path, variable in state}
 
 
+class _Keys(nnx.Rngs):
+    """The keys of ``nnx.Rngs``, counted in Python.
+
+    Under a trace every draw from ``nnx.Rngs`` walks through all that was traced before it: building SVD's
+    2,000 layers takes minutes so, and seconds with this.
+    """
+
+    def __init__(self, key: Key[Array, ""]) -> None:
+        self.key, self.drawn = key, 0
+
+    @property
+    def params(self) -> "_Keys":
+        return self
+
+    def __call__(self) -> Key[Array, ""]:
+        self.drawn += 1
+        return jax.random.fold_in(self.key, self.drawn - 1)
+
+
 def abstract(make: type[Module], config: object) -> Module:
     """A module of shapes without values: ``abstract(UNet, UNetConfig.svd())`` costs no memory."""
-    return nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: make(config, rngs=_Keys(jax.random.key(0))))
 
 
 def initialise(make: type[Module], config: object, seed: int) -> Module:
     """A module with random float32 parameters, made in one compiled call."""
     graph, shapes = nnx.split(abstract(make, config))
     del shapes
-    return nnx.merge(graph, jax.jit(lambda key: nnx.state(make(config, rngs=nnx.Rngs(key))))(jax.random.key(seed)))
+    return nnx.merge(graph, jax.jit(lambda key: nnx.state(make(config, rngs=_Keys(key))))(jax.random.key(seed)))
 
 
 def load_flat(module: Module, flat: Mapping[str, Array | np.ndarray], *, what: str) -> Module:
