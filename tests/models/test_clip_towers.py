@@ -1,7 +1,7 @@
 """The CLIP towers' sizes, what each output may depend on, and which calls are refused."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,22 @@ import pytest
 from svdjax.errors import UserError
 from svdjax.models.clip_text import CLIPText, CLIPTextConfig
 from svdjax.models.clip_vision import CLIPVision, CLIPVisionConfig
-from svdjax.models.params import abstract, cast_floating, flat_params, initialise, load_flat, param_count
+from svdjax.models.params import abstract, cast_floating, flat_params, load_flat, param_count
 
 VISION = replace(CLIPVisionConfig.tiny(), layers=2)
 TEXT = replace(CLIPTextConfig.tiny(), vocab_size=100, layers=3)
+
+
+@cache
+def tower_of(make, config):
+    """Random weights scaled by fan-in, drawn by NumPy: compiling JAX's initialisers takes longer than the tests."""
+    rng = np.random.default_rng(0)
+    shapes = {path: leaf.shape for path, leaf in flat_params(abstract(make, config)).items()}
+    flat = {
+        path: rng.normal(size=shape).astype(np.float32) / np.sqrt(max(1, np.prod(shape[:-1])))
+        for path, shape in shapes.items()
+    }
+    return load_flat(abstract(make, config), flat, what="test")
 
 
 def run(tower, x, **options):
@@ -40,7 +52,7 @@ def test_parameter_counts(make, config, count):
 
 
 def test_image_tower_embeds_each_picture_by_itself():
-    tower = initialise(CLIPVision, VISION, 0)
+    tower = tower_of(CLIPVision, VISION)
     images = jax.random.normal(jax.random.key(1), (3, 224, 224, 3))
     together = run(tower, images)
     assert together.shape == (3, 64)
@@ -49,7 +61,7 @@ def test_image_tower_embeds_each_picture_by_itself():
 
 
 def test_image_tower_sees_every_patch_and_where_it_is():
-    tower = initialise(CLIPVision, VISION, 0)
+    tower = tower_of(CLIPVision, VISION)
     image = jax.random.normal(jax.random.key(1), (1, 224, 224, 3))
     gradient = jax.jit(jax.grad(lambda x: (tower(x) ** 2).sum()))(image)
     assert float(jnp.abs(gradient).reshape(8, 28, 8, 28, 3).max(axis=(1, 3, 4)).min()) > 0
@@ -59,7 +71,7 @@ def test_image_tower_sees_every_patch_and_where_it_is():
 
 @pytest.mark.parametrize("layer", ["penultimate", "last"])
 def test_text_tower_is_causal(layer):
-    tower = initialise(CLIPText, TEXT, 0)
+    tower = tower_of(CLIPText, TEXT)
     first, second = tokens(), tokens()
     second[:, 40] = (second[:, 40] + 1) % 100
     a, b = run(tower, np.stack([first, second]).reshape(4, 77), layer=layer).reshape(2, 2, 77, -1)
@@ -68,12 +80,12 @@ def test_text_tower_is_causal(layer):
 
 
 def test_shorter_rows_give_the_same_prefix():
-    tower = initialise(CLIPText, TEXT, 0)
+    tower = tower_of(CLIPText, TEXT)
     np.testing.assert_allclose(run(tower, tokens()[:, :9]), run(tower, tokens())[:, :9], atol=1e-5)
 
 
 def test_penultimate_needs_no_last_block():
-    whole = initialise(CLIPText, TEXT, 0)
+    whole = tower_of(CLIPText, TEXT)
     config = replace(TEXT, last_block=False, projection_dim=None)
     kept = flat_params(abstract(CLIPText, config))
     flat = {path: value for path, value in flat_params(whole).items() if path in kept}
@@ -99,7 +111,7 @@ def test_rows_over_the_context_length_are_refused():
     ],
 )
 def test_bfloat16_parameters_give_bfloat16_near_float32(make, config, x):
-    tower = initialise(make, config, 0)
+    tower = tower_of(make, config)
     exact = run(tower, x)
     flat = cast_floating(flat_params(tower), jnp.dtype("bfloat16"))
     rounded = run(load_flat(abstract(make, config), flat, what="test"), x)

@@ -23,7 +23,7 @@ from svdjax.conversion.mapping import to_ours, to_theirs
 from svdjax.models.clip_preprocess import MEAN, STD, preprocess
 from svdjax.models.clip_text import CLIPText, CLIPTextConfig
 from svdjax.models.clip_vision import CLIPVision, CLIPVisionConfig
-from svdjax.models.params import abstract, flat_params, initialise, load_flat
+from svdjax.models.params import abstract, flat_params, load_flat
 from svdjax.models.tokenizer import _vocabulary, tokenize
 from tests.parity.reference import randomise, relative
 
@@ -137,28 +137,29 @@ def test_text_tower_without_its_last_block_is_the_shorter_reference(dtype, tmp_p
 @pytest.mark.parametrize("kind", ["vision", "text"])
 def test_transformers_loads_what_we_write(kind, tmp_path):
     """Classic key names, as in every published folder; nothing missing, nothing left over."""
+    rng = np.random.default_rng(0)
     if kind == "vision":
-        config = CLIPVisionConfig.tiny()
-        reference, ours = vision_reference(config, 0), initialise(CLIPVision, config, 5)
-        table = clip_vision_table(config, "diffusers")
-        x = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
-        theirs = torch.from_numpy(x.transpose(0, 3, 1, 2))
+        make, config, options = CLIPVision, CLIPVisionConfig.tiny(), {}
+        reference, table = vision_reference(config, 0), clip_vision_table(config, "diffusers")
+        x = rng.normal(size=(1, 224, 224, 3)).astype(np.float32)
+        theirs, output = torch.from_numpy(x.transpose(0, 3, 1, 2)), "image_embeds"
     else:
+        make, options = CLIPText, {"layer": "last"}
         config = CLIPTextConfig(width=64, layers=3, heads=4, mlp_dim=160, vocab_size=99, projection_dim=None)
-        reference, ours = text_reference(config, 0), initialise(CLIPText, config, 5)
-        table = clip_text_table(config, "diffusers")
-        x = np.random.default_rng(0).integers(0, 99, (1, 77))
-        theirs = torch.from_numpy(x)
+        reference, table = text_reference(config, 0), clip_text_table(config, "diffusers")
+        x = rng.integers(0, 99, (1, 77))
+        theirs, output = torch.from_numpy(x), "last_hidden_state"
+    shapes = {path: leaf.shape for path, leaf in flat_params(abstract(make, config)).items()}
+    flat = {path: rng.normal(size=shape).astype(np.float32) / 8 for path, shape in shapes.items()}
     reference.config.save_pretrained(tmp_path)
-    flat = {path: np.asarray(value) for path, value in flat_params(ours).items()}
-    tensors = to_theirs(table, flat, what="test")
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, tmp_path / "model.safetensors")
+    written = {key: np.ascontiguousarray(value) for key, value in to_theirs(table, flat, what="test").items()}
+    save_file(written, tmp_path / "model.safetensors")
     loaded, report = type(reference).from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     with torch.no_grad():
-        expected = loaded.eval()(theirs)
-    out = run(ours, x) if kind == "vision" else run(ours, x, layer="last")
-    assert relative(out, expected.image_embeds if kind == "vision" else expected.last_hidden_state) < 2e-5
+        expected = loaded.eval()(theirs)[output]
+    out = run(load_flat(abstract(make, config), flat, what="test"), x, **options)
+    assert relative(out, expected) < BAR["float32"]
 
 
 def torch_preprocess(images, mode):
