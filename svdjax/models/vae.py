@@ -82,6 +82,11 @@ class Gaussian:
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
 
+def _narrow_posterior(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """First biases of the moments: mean 0 and log-variance -6, or noise would drown an untrained encoder."""
+    return jnp.where(jnp.arange(*shape) < shape[0] // 2, 0, -6).astype(dtype)
+
+
 class FrameAttention(nnx.Module):
     """Self-attention over the pixels of one frame: a single head as wide as the features."""
 
@@ -267,7 +272,7 @@ class VAE(nnx.Module):
         self.config = config
         moments = 2 * config.latent_channels
         self.encoder = Encoder(config, rngs=rngs)
-        self.quant_conv = nnx.Conv(moments, moments, (1, 1), rngs=rngs)
+        self.quant_conv = nnx.Conv(moments, moments, (1, 1), bias_init=_narrow_posterior, rngs=rngs)
         if config.post_quant_conv:
             channels = config.latent_channels
             self.post_quant_conv = nnx.Conv(channels, channels, (1, 1), rngs=rngs)
