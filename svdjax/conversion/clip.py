@@ -25,8 +25,8 @@ def clip_vision_table(config: CLIPVisionConfig, format: Format) -> list[Entry]:
     """Rows of the image tower.
 
     Args:
-        config: sizes; ``leftover_text`` adds the unused text weights of an sgm file, which diffusers has no
-            place for (see :func:`diffusers_vision_config`).
+        config: sizes; ``leftover_text`` adds the unused text weights of an sgm file, for which diffusers has no
+            place.
         format: ``"sgm"``: keys after ``conditioner.embedders.N.open_clip.model.``; ``"diffusers"``: keys of
             transformers' ``CLIPVisionModelWithProjection``.
     """
@@ -58,11 +58,6 @@ def clip_text_table(config: CLIPTextConfig, format: Format) -> list[Entry]:
     dead = _open_clip_dead() if config.projection_dim is not None else []
     blocks = _open_clip_blocks(config.held_layers, "transformer.resblocks")
     return [*_open_clip_text_ends(), *blocks, *dead]
-
-
-def diffusers_vision_config(config: CLIPVisionConfig) -> CLIPVisionConfig:
-    """The part of an image tower that the diffusers format holds: all but the unused text weights."""
-    return replace(config, leftover_text=None)
 
 
 def diffusers_text_config(config: CLIPTextConfig) -> CLIPTextConfig:
