@@ -88,3 +88,9 @@ def param_count(module: nnx.Module) -> int:
 def cast_floating(tree: PyTree, dtype: DTypeLike) -> PyTree:
     """Cast every floating-point leaf of a tree (a state, or a batch); other leaves stay as they are."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+
+
+def with_dtype(module: Module, dtype: DTypeLike) -> Module:
+    """The same module with its parameters in another floating-point type, in which it then computes."""
+    graph, state = nnx.split(module)
+    return nnx.merge(graph, cast_floating(state, dtype))

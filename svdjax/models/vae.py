@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from svdjax.models.attention import attention
 from svdjax.models.layers import TemporalConv, Upsample, conv3x3, group_norm
@@ -82,7 +83,7 @@ class Gaussian:
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
 
-def _narrow_posterior(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def _narrow_posterior(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """First biases of the moments: mean 0 and log-variance -6, or noise would drown an untrained encoder."""
     return jnp.where(jnp.arange(*shape) < shape[0] // 2, 0, -6).astype(dtype)
 

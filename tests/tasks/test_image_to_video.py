@@ -1,0 +1,140 @@
+"""The image-to-video task: what enters the UNet, guidance's other branch, and dropout in training."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svdjax.models.clip_vision import CLIPVisionConfig
+from svdjax.models.params import with_dtype
+from svdjax.models.svd import SVD, SVDConfig
+from svdjax.models.unet import UNetConfig
+from svdjax.models.vae import VAEConfig
+from svdjax.tasks import Conditioning, ImageRequest, ImageToVideo, embed_scalars, network_of
+from svdjax.tasks.image_to_video import DropRates
+from tests.weights import random_model
+
+TINY = SVDConfig(
+    unet=UNetConfig(
+        channels=(32, 64),
+        num_res_blocks=1,
+        attention=(False, True),
+        head_dim=32,
+        context_dim=24,
+        vector_dim=48,
+    ),
+    vae=VAEConfig(channels=(32, 32), num_res_blocks=1),
+    image_encoder=CLIPVisionConfig(
+        width=32, layers=1, heads=2, mlp_dim=64, patch_size=28, image_size=56, projection_dim=24
+    ),
+    scalars=(("fps", 16), ("motion_bucket", 16), ("noise_aug", 16)),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(SVD, TINY)
+
+
+@pytest.fixture(scope="module")
+def condition(model):
+    task = ImageToVideo(config=TINY)
+    return jax.jit(lambda request, frames: task.condition(model, request, frames), static_argnums=1)
+
+
+def request_for(seed, batch=2, size=16):
+    rng = np.random.default_rng(seed)
+    images = jnp.asarray(rng.uniform(-1, 1, (batch, size, size, 3)), jnp.float32)
+    return ImageRequest(
+        image=images,
+        fps=jnp.full(batch, 7.0),
+        motion_bucket=jnp.full(batch, 127.0),
+        noise_aug=jnp.full(batch, 0.02),
+        noise=jnp.asarray(rng.normal(size=images.shape), jnp.float32),
+    )
+
+
+def test_shapes_and_constancy_over_frames(condition):
+    cond = condition(request_for(0), 3)
+    assert cond.context.shape == (2, 1, 24)
+    assert cond.concat.shape == (2, 3, 8, 8, 4)
+    assert cond.vector.shape == (2, 3, 48)
+    np.testing.assert_array_equal(cond.concat[:, 0], cond.concat[:, 2])
+
+
+def test_fps_enters_one_lower_and_the_scalars_in_order(condition):
+    cond = condition(request_for(0), 1)
+    half = 8
+    frequencies = np.exp(-np.log(10000) * np.arange(half) / half)
+    for index, value in enumerate((6.0, 127.0, 0.02)):
+        want = np.concatenate([np.cos(value * frequencies), np.sin(value * frequencies)])
+        np.testing.assert_allclose(cond.vector[0, 0, 16 * index : 16 * (index + 1)], want, atol=2e-5)
+
+
+def test_clip_sees_the_clean_picture_and_the_vae_the_noised_one(condition):
+    request = request_for(0)
+    clean = condition(request, 1)
+    louder = condition(dataclasses.replace(request, noise_aug=jnp.full(2, 0.5)), 1)
+    np.testing.assert_array_equal(clean.context, louder.context)
+    assert np.abs(clean.concat - louder.concat).max() > 1e-3
+
+
+def test_the_latent_is_the_unscaled_mode(model, condition):
+    request = dataclasses.replace(request_for(0), noise_aug=jnp.zeros(2))
+    cond = condition(request, 1)
+    np.testing.assert_allclose(cond.concat[:, 0], model.vae.encode(request.image).mode(), atol=1e-5)
+
+
+def test_the_unconditional_branch_keeps_the_scalars(condition):
+    task = ImageToVideo(config=TINY)
+    cond = condition(request_for(0), 2)
+    uncond = task.unconditional(cond)
+    assert not uncond.context.any() and not uncond.concat.any()
+    np.testing.assert_array_equal(uncond.vector, cond.vector)
+
+
+def test_a_training_clip_is_answered_by_its_first_frame():
+    batch = {
+        "video": jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 3, 8, 8, 3)), jnp.float32),
+        "fps": jnp.full(4, 7.0),
+        "motion_bucket": jnp.arange(4.0),
+    }
+    request = ImageToVideo(config=TINY).request_from_batch(batch, jax.random.key(0))
+    np.testing.assert_array_equal(request.image, batch["video"][:, 0])
+    np.testing.assert_array_equal(request.motion_bucket, np.arange(4))
+    assert (request.noise_aug > 0).all() and len(np.unique(request.noise_aug)) == 4
+
+
+def test_dropout_happens_as_often_as_asked():
+    videos = 20_000
+    cond = Conditioning(
+        context=jnp.ones((videos, 1, 1)), concat=jnp.ones((videos, 1, 1, 1, 1)), vector=jnp.ones((videos, 1, 1))
+    )
+    rates = DropRates(context=0.1, concat=0.2, both=0.05)
+    dropped = ImageToVideo(config=TINY).drop(cond, jax.random.key(1), rates)
+    context, concat = np.asarray(dropped.context).ravel() == 0, np.asarray(dropped.concat).ravel() == 0
+    # Four standard errors of a proportion around 0.2 with 20,000 draws are 0.011.
+    assert np.mean(context & ~concat) == pytest.approx(0.1, abs=0.011)
+    assert np.mean(concat & ~context) == pytest.approx(0.2, abs=0.011)
+    assert np.mean(context & concat) == pytest.approx(0.05, abs=0.011)
+    assert dropped.vector.all()
+
+
+def test_scalars_may_differ_per_frame():
+    poses = jnp.asarray([[0.1, 0.2, 0.3]])
+    embedded = embed_scalars((("azimuth", 8), ("noise_aug", 8)), {"azimuth": poses, "noise_aug": jnp.ones(1)}, 3)
+    assert embedded.shape == (1, 3, 16)
+    assert len(np.unique(np.asarray(embedded[0, :, 0]))) == 3
+    np.testing.assert_array_equal(embedded[0, 0, 8:], embedded[0, 2, 8:])
+
+
+def test_the_network_computes_in_its_own_type_and_answers_in_the_callers(model, condition):
+    half = with_dtype(model, jnp.bfloat16)
+    cond = condition(request_for(0), 2)
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 8, 8, 4)), jnp.float32)
+    full, rounded = (jax.jit(network_of(m.unet))(x, jnp.zeros(2), cond) for m in (model, half))
+    assert rounded.dtype == jnp.float32
+    difference = np.abs(full - rounded).max() / np.abs(full).max()
+    assert 1e-4 < difference < 5e-2, "bfloat16 rounding should be visible, and small"
