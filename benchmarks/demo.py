@@ -1,0 +1,84 @@
+"""The demo checkpoint, measured: does the motion bucket control motion, is the picture kept, how good is the VAE?
+
+Command: python benchmarks/demo.py [CHECKPOINT]   (needs `pip install -e ".[measure]"`)
+
+Pictures come from clips of the built-in world that no training run draws (seed 2). Prints one JSON object:
+bucket_flow_correlation: Spearman's rank correlation of requested bucket and Farneback flow over the samples;
+mean_flow: pixels per frame for each fifth of the buckets, lowest first;
+first_frame_psnr: of frame 0 against the input picture, in dB; vae_psnr: of held-out clips, encoded and decoded.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from scipy.stats import spearmanr
+
+from svdjax.cli import guard
+from svdjax.data.motion import flow_fields
+from svdjax.data.sprites import World, draw_clips
+from svdjax.models.svd import SVD
+from svdjax.sampling.images import from_uint8
+from svdjax.training.export import load_trained
+from svdjax.training.samples import sample_clips
+from svdjax.training.vae_stage import encode_video
+
+SAMPLES = 64
+BATCH = 16
+SEED = 2
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each item, values spanning 2."""
+    axes = tuple(range(1, a.ndim))
+    return 10 * np.log10(4 / np.mean((a - b) ** 2, axis=axes))
+
+
+def mean_flow(frames: np.ndarray) -> float:
+    """Mean length of the Farneback flow of a clip, in pixels per frame."""
+    return float(np.linalg.norm(flow_fields(frames), axis=-1).mean())
+
+
+def reconstruct(model: SVD, video: np.ndarray) -> np.ndarray:
+    """Encode and decode clips."""
+    return np.asarray(jax.jit(lambda video: model.vae.decode(encode_video(model.vae, video)))(video))
+
+
+def measure(checkpoint: Path) -> dict[str, object]:
+    """Sample, and compare what was asked for with what came out."""
+    model = load_trained(checkpoint)
+    clips = [from_uint8(clip.frames) for clip in draw_clips(World(), SEED, SAMPLES)]
+    images = np.stack([clip[0] for clip in clips])
+    buckets = np.random.default_rng(SEED).permutation(np.linspace(1, 255, SAMPLES)).astype(np.float32)
+    start = time.perf_counter()
+    videos = np.concatenate(
+        [
+            sample_clips(model, images[i : i + BATCH], buckets[i : i + BATCH], seed=SEED + i)
+            for i in range(0, SAMPLES, BATCH)
+        ]
+    )
+    flow = np.array([mean_flow(video) for video in videos])
+    video = np.stack(clips[:BATCH])
+    return {
+        "checkpoint": str(checkpoint),
+        "samples": SAMPLES,
+        "bucket_flow_correlation": round(float(spearmanr(buckets, flow).statistic), 3),
+        "mean_flow": [round(float(part.mean()), 2) for part in np.array_split(flow[np.argsort(buckets)], 5)],
+        "true_flow": round(float(np.mean([mean_flow(((c + 1) * 127.5).astype(np.uint8)) for c in clips])), 2),
+        "first_frame_psnr": round(float(psnr(from_uint8(videos[:, 0]), images).mean()), 2),
+        "vae_psnr": round(float(psnr(reconstruct(model, video), video).mean()), 2),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def main() -> None:
+    """Print the figures of a checkpoint, the bundled one by default."""
+    bundled = Path(__file__).parents[1] / "svdjax" / "assets" / "demo.safetensors"
+    print(json.dumps(measure(Path(sys.argv[1]) if sys.argv[1:] else bundled), indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

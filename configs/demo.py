@@ -1,0 +1,62 @@
+"""The demo: a small autoencoder and a small image-to-video UNet, trained on the built-in world of sprites.
+
+Command:   python train.py            (or: python train.py configs/demo.py --quick)
+Hardware:  any computer; a GPU is used if JAX finds one.
+"""
+
+from pathlib import Path
+
+from svdjax.models.clip_vision import CLIPVisionConfig
+from svdjax.models.svd import SamplingDefaults, SVDConfig
+from svdjax.models.unet import UNetConfig
+from svdjax.models.vae import VAEConfig
+from svdjax.training import RunConfig
+from svdjax.training.data import DataConfig
+from svdjax.training.diffusion_stage import DiffusionStage, DropRates, LogNormal
+from svdjax.training.optim import OptimConfig
+from svdjax.training.vae_stage import VAEStage
+
+MODEL = SVDConfig(
+    unet=UNetConfig(
+        channels=(32, 64, 64),
+        num_res_blocks=1,
+        attention=(False, False, True),
+        head_dim=32,
+        context_dim=64,
+        vector_dim=192,
+    ),
+    vae=VAEConfig(channels=(16, 16, 32), num_res_blocks=1),
+    # Random and frozen: a hash of the picture that the UNet may use; the latent carries the detail.
+    image_encoder=CLIPVisionConfig(
+        width=64, layers=2, heads=2, mlp_dim=128, patch_size=16, image_size=64, projection_dim=64
+    ),
+    scalars=(("fps", 64), ("motion_bucket", 64), ("noise_aug", 64)),
+    defaults=SamplingDefaults(
+        frames=8, height=64, width=64, steps=25, guidance=(1.0, 1.5), sigma_max=40.0, noise_aug=0.02
+    ),
+)
+
+
+def config() -> RunConfig:
+    """The run."""
+    return RunConfig(
+        out=Path("runs/demo"),
+        model=MODEL,
+        data=DataConfig(sprites=4096),
+        vae=VAEStage(
+            steps=1700,
+            batch=6,
+            frames=3,
+            optim=OptimConfig(rate=2e-3, b2=0.99, warmup=100, final=0.02, weight_decay=0.0),
+            ema_decay=0.999,
+        ),
+        unet=DiffusionStage(
+            steps=10_000,
+            batch=8,
+            optim=OptimConfig(rate=1e-3, warmup=200, final=0.05),
+            sigma=LogNormal(mean=0.5, std=1.5),
+            drop=DropRates(context=0.05, concat=0.05, both=0.1),
+            ema_decay=0.9995,
+            cache_latents=True,
+        ),
+    )

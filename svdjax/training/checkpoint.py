@@ -1,0 +1,80 @@
+"""Checkpoints: the training state, the position in the data and the resolved configuration, saved together."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+
+import grain
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from svdjax.errors import UserError
+from svdjax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one stage, in one directory; the newest ``keep`` stay.
+
+    Saving happens in the background; a checkpoint appears under its final name only when it is whole.
+    """
+
+    def __init__(self, directory: Path, *, keep: int) -> None:
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, or None."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def save(self, state: TrainState, data: grain.DatasetIterator, config: str) -> None:
+        """Start to save; a step that is already saved stays as it is.
+
+        Args:
+            state: named by its step.
+            data: the iterator; its position when this is called is what is saved.
+            config: the resolved configuration as JSON.
+        """
+        step = int(state.step)
+        if step != self.latest:
+            self._checkpointer.save_checkpointables_async(
+                step, {"state": state, "data": data}, force=True, custom_metadata=json.loads(config)
+            )
+
+    def restore(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
+        """Read the newest checkpoint: returns its state, and sets ``data`` to its position.
+
+        Args:
+            state: a state of the same shapes, values unused.
+            data: the iterator to move.
+
+        Raises:
+            UserError: the checkpoint holds other parameters than this configuration.
+        """
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+        )
+        try:
+            loaded = self._checkpointer.load_checkpointables(self.latest, {"state": shapes, "data": data})
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{self._checkpointer.directory}: the checkpoint of step {self.latest} does not fit this "
+                f"configuration ({str(error).splitlines()[0]}): use its own, or another `--out`"
+            ) from error
+        return loaded["state"]
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk."""
+        self._checkpointer.wait()

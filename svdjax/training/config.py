@@ -1,0 +1,94 @@
+"""What a run is: data, model sizes, and a list of stages; read from a Python file, overridden by dotted paths."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import tyro
+
+from svdjax.errors import UserError
+from svdjax.models.svd import SVDConfig
+from svdjax.training.data import DataConfig
+from svdjax.training.diffusion_stage import DiffusionStage
+from svdjax.training.stage import Stage
+from svdjax.training.vae_stage import VAEStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        out: directory of the run: checkpoints, metrics, samples and the final ``model.safetensors``.
+        seed: of the initial weights, the order of the clips and every random draw of training.
+        init_from: a checkpoint in this package's format to start from, or None for random weights.
+        quick: train a twentieth of the steps, to see everything work within minutes.
+        export_dtype: type of the weights in the final ``model.safetensors``.
+        model: sizes of the networks. data: the clips.
+        vae, unet: the stages, in the order in which they run; None leaves one out.
+    """
+
+    out: Path = Path("runs/run")
+    seed: int = 0
+    init_from: Path | None = None
+    quick: bool = False
+    export_dtype: str = "bfloat16"
+    model: SVDConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    vae: VAEStage | None = None
+    unet: DiffusionStage | None = None
+
+    def stages(self) -> list[Stage]:
+        """The stages to run, in order, with the step counts that ``quick`` asks for."""
+        stages = [stage for stage in (self.vae, self.unet) if stage is not None]
+        return [_quick(stage) for stage in stages] if self.quick else stages
+
+    def to_json(self) -> str:
+        """The resolved configuration; it is saved beside the checkpoints."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str)
+
+
+def _quick(stage: Stage) -> Stage:
+    steps = max(stage.steps // 20, 1)
+    optim = dataclasses.replace(stage.optim, warmup=min(stage.optim.warmup, steps // 4))
+    return dataclasses.replace(stage, steps=steps, optim=optim)
+
+
+def load_config(argv: Sequence[str], *, default: Path) -> RunConfig:
+    """Read a command line: an optional configuration file, then overrides such as ``--unet.steps 100``.
+
+    Args:
+        argv: arguments after the program's name.
+        default: the file to use when the command line names none.
+
+    Raises:
+        UserError: the file is missing or has no ``config()``.
+        SystemExit: an unknown option (code 2, with a suggestion) or ``--help`` (code 0).
+    """
+    argv = list(argv)
+    path = Path(argv.pop(0)) if argv and not argv[0].startswith("-") else default
+    module = _load_module(path)
+    return tyro.cli(
+        RunConfig,
+        args=argv,
+        default=module.config(),
+        description=module.__doc__,
+        prog=f"{Path(sys.argv[0]).name} {path}",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def _load_module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"no configuration file {path}: name one of configs/*.py")
+    spec = importlib.util.spec_from_file_location(f"svdjax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "config", None)):
+        raise UserError(f"{path} has no function config(): it should return a RunConfig")
+    return module

@@ -1,0 +1,83 @@
+"""The clips of a run: a data set on disk, drawn from the built-in world if it is not there yet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import grain
+import numpy as np
+from rich.console import Console
+
+from svdjax.data.pipeline import ClipSampling, FixedClips, clip_batches, to_batch
+from svdjax.data.records import write_sprites
+from svdjax.data.sources import ClipSource, open_source
+from svdjax.data.sprites import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the clips are and what is cut out of them.
+
+    Attributes:
+        train, validation: a folder of video files, or of shards written by this package.
+        sampling: size, frames and frame rate of the clips.
+        in_memory: decode each video once and keep its frames.
+        sprites: training clips to draw from the built-in world where a folder is missing, and as many validation
+            clips as ``sprites_validation``, of another seed; 0 never draws.
+        world: the built-in world.
+    """
+
+    train: Path = Path("data/sprites/train")
+    validation: Path = Path("data/sprites/validation")
+    sampling: ClipSampling = field(default_factory=ClipSampling)
+    in_memory: bool = True
+    sprites: int = 0
+    sprites_validation: int = 256
+    world: World = field(default_factory=World)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The opened data set of a run."""
+
+    config: DataConfig
+    train: ClipSource
+    validation: ClipSource
+
+    def iterator(self, *, batch: int, seed: int, frames: int | None = None) -> grain.DatasetIterator:
+        """Endless random training batches; the position can be saved and restored.
+
+        Args:
+            batch: clips per batch.
+            seed: of the order and of what is cut out.
+            frames: frames per clip, if not those of the configuration.
+        """
+        sampling = replace(self.config.sampling, frames=frames or self.config.sampling.frames)
+        return iter(
+            clip_batches(self.train, sampling, batch_size=batch, seed=seed, in_memory=self.config.in_memory)
+        )
+
+    def fixed_train(self) -> FixedClips:
+        """One clip of each training video, always the same."""
+        return FixedClips(self.train, self.config.sampling)
+
+    def held_out(self, *, batch: int, count: int) -> Sequence[dict[str, np.ndarray]]:
+        """At most ``count`` batches of validation clips, always the same."""
+        clips = FixedClips(self.validation, self.config.sampling)
+        starts = range(0, max(len(clips) - batch, 0) + 1, batch)[:count]
+        return [to_batch([clips[i] for i in range(s, min(s + batch, len(clips)))]) for s in starts]
+
+
+def open_clips(config: DataConfig, console: Console) -> Clips:
+    """Open the data set, drawing it first if the configuration says so.
+
+    Raises:
+        UserError: a folder is missing, or holds no clips.
+    """
+    for seed, (directory, count) in enumerate(
+        ((config.train, config.sprites), (config.validation, config.sprites_validation))
+    ):
+        if config.sprites and not directory.exists():
+            console.print(f"drawing {count:,} clips of the built-in world into {directory}")
+            write_sprites(config.world, directory, seed=seed, count=count)
+    return Clips(config, open_source(config.train), open_source(config.validation))

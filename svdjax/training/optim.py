@@ -1,0 +1,55 @@
+"""AdamW with warm-up, cosine decay and clipping."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import optax
+
+from svdjax.typing import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer's settings.
+
+    Attributes:
+        rate: peak learning rate. warmup: steps to rise linearly to it from zero.
+        final: the rate at the last step as a fraction of the peak (cosine decay); 1 keeps it constant.
+        b1, b2, eps, weight_decay: of AdamW; only kernels (two or more axes) decay.
+        clip: largest global norm of a gradient.
+    """
+
+    rate: float = 1e-4
+    warmup: int = 1000
+    final: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Learning rate of each step, for a run of ``steps`` steps."""
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.rate, config.warmup, max(steps, config.warmup + 1), config.rate * config.final
+    )
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of ``steps`` steps, over a flat tree of parameters."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(
+            learning_rate(config, steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=_kernels,
+        ),
+    )
+
+
+def _kernels(params: Mapping[str, Array]) -> dict[str, bool]:
+    return {path: value.ndim >= 2 for path, value in params.items()}

@@ -1,0 +1,58 @@
+"""What a training stage is: which parameters it trains, on which loss, and how its run is set up."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import grain
+
+from svdjax.models.svd import SVD, SVDConfig
+from svdjax.training.data import Clips
+from svdjax.training.optim import OptimConfig
+from svdjax.typing import Array, Float, Key
+
+Batch = dict[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC):
+    """One part of a run. Stages differ in what is declared here and share loop, step, state and checkpoints.
+
+    Attributes:
+        name: of the stage's option and directory.
+        steps: updates to make. batch: clips per update.
+        optim: the optimizer. ema_decay: largest decay of the moving average.
+        compute_dtype: type in which the networks compute; the trained parameters stay float32.
+        log_every, validate_every, sample_every, checkpoint_every: in steps; 0 is never.
+        keep: number of checkpoints to keep.
+    """
+
+    name: ClassVar[str]
+    steps: int = 10_000
+    batch: int = 16
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    ema_decay: float = 0.9999
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = 20
+    validate_every: int = 500
+    sample_every: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+
+    @abstractmethod
+    def trains(self, path: str) -> bool:
+        """Whether the stage trains the parameter with this dotted path; the others are frozen."""
+
+    @abstractmethod
+    def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+        """Mean loss of a batch and what to log; all randomness comes from ``key``."""
+
+    def iterator(self, model: SVD, clips: Clips, *, seed: int) -> grain.DatasetIterator:
+        """Training batches; a stage may compute something of the clips beforehand."""
+        return clips.iterator(batch=self.batch, seed=seed)
+
+    def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
+        """The model's configuration after training; a stage may measure it on a few held-out batches."""
+        return model.config

@@ -1,0 +1,37 @@
+"""Everything that training changes, as one pytree."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from svdjax.typing import Array, Int, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """State between two steps.
+
+    Attributes:
+        step: number of updates done; with the run's seed it determines all randomness of the next one.
+        params: the trained parameters by dotted path, float32.
+        opt_state: the optimizer's moments.
+        ema: moving average of ``params``; what is validated, sampled and exported.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Array]
+    opt_state: PyTree
+    ema: dict[str, Array]
+
+
+def new_state(params: dict[str, Array], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. The parameters are copied: a step gives its buffers away."""
+
+    def copy() -> dict[str, Array]:
+        # With their dtype said aloud: a weakly typed leaf would have the second step compiled anew.
+        return {path: jnp.array(value, value.dtype, copy=True) for path, value in params.items()}
+
+    return TrainState(step=jnp.zeros((), jnp.int32), params=copy(), opt_state=optimizer.init(copy()), ema=copy())

@@ -1,0 +1,106 @@
+"""The small parts of training, each against its formula."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from svdjax.models.params import abstract, flat_params, initialise
+from svdjax.models.svd import SVD
+from svdjax.training.config import load_config
+from svdjax.training.ema import ema_decay, update_ema
+from svdjax.training.loop import Moment, every, train
+from svdjax.training.optim import OptimConfig, learning_rate, make_optimizer
+from svdjax.training.state import new_state
+from svdjax.training.step import make_train_step
+from tests.training.tiny import MODEL, OPTIM, tiny_run
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
+
+
+def test_the_average_forgets_fast_at_first_and_slowly_later():
+    assert float(ema_decay(jnp.int32(0), 0.999)) == pytest.approx(0.1)
+    assert float(ema_decay(jnp.int32(90), 0.999)) == pytest.approx(0.91)
+    assert float(ema_decay(jnp.int32(10**6), 0.999)) == pytest.approx(0.999)
+    assert float(update_ema({"a": jnp.float32(2)}, {"a": jnp.float32(4)}, jnp.float32(0.75))["a"]) == 2.5
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine():
+    rate = learning_rate(OptimConfig(rate=2.0, warmup=10, final=0.25), 110)
+    assert [float(rate(step)) for step in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1.25, 0.5])
+
+
+def test_only_kernels_decay():
+    optimizer = make_optimizer(OptimConfig(rate=1.0, warmup=0, weight_decay=0.5), 10)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert float(updates["kernel"][0, 0]) == pytest.approx(-0.5)
+    assert float(updates["bias"][0]) == 0
+
+
+@pytest.fixture(scope="module")
+def vae_step(tmp_path_factory):
+    stage = tiny_run(tmp_path_factory.mktemp("step")).vae
+    flat = flat_params(initialise(SVD, MODEL, 0))
+    params = {path: value for path, value in flat.items() if stage.trains(path)}
+    optimizer = make_optimizer(OPTIM, 100)
+    step = make_train_step(stage, abstract(SVD, MODEL), optimizer, seed=0)
+    video = jax.random.randint(jax.random.key(1), (2, 2, 16, 16, 3), 0, 255, jnp.uint8)
+    return step, lambda: new_state(params, optimizer), {"video": video}
+
+
+def test_a_step_is_compiled_once_and_the_loss_falls(vae_step):
+    step, fresh, batch = vae_step
+    state, seen = fresh(), []
+    for _ in range(30):
+        state, metrics = step(state, {}, batch)
+        seen.append(float(metrics["loss"]))
+    assert seen[-1] < 0.9 * seen[0]
+    assert step._cache_size() == 1
+
+
+def test_a_step_repeats_itself_exactly_from_the_same_state(vae_step):
+    step, fresh, batch = vae_step
+    (first, one), (second, two) = step(fresh(), {}, batch), step(fresh(), {}, batch)
+    assert float(one["loss"]) == float(two["loss"])
+    assert all(jnp.array_equal(first.params[path], second.params[path]) for path in first.params)
+    _, three = step(first, {}, batch)
+    assert float(three["loss"]) != float(one["loss"])
+
+
+def test_hooks_run_every_n_steps_and_at_the_end():
+    calls = []
+    hook = every(2, lambda moment: calls.append(moment.step))
+    never = every(0, lambda moment: calls.append(-1))
+    for step in range(1, 6):
+        moment = Moment(step=step, last=step == 5, state=None, metrics={}, waited=0.0)
+        hook(moment)
+        never(moment)
+    assert calls == [2, 4, 5]
+
+
+def test_the_loop_stops_after_the_step_in_which_it_is_asked_to(vae_step):
+    step, fresh, batch = vae_step
+    state = train(fresh(), {}, iter([batch] * 9), train_step=step, steps=9, hooks=[], stop=lambda: True)
+    assert int(state.step) == 1
+
+
+def test_options_lie_over_the_file():
+    config = load_config(["--unet.steps", "7", "--unet.optim.rate", "0.5"], default=DEMO)
+    assert (config.unet.steps, config.unet.optim.rate) == (7, 0.5)
+    assert json.loads(config.to_json())["unet"]["steps"] == 7
+
+
+def test_quick_is_a_twentieth():
+    config = load_config([str(DEMO), "--quick", "--vae.steps", "100"], default=Path("absent.py"))
+    assert config.stages()[0].steps == 5
+
+
+def test_an_unknown_option_is_refused_with_a_suggestion(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_config(["--unet.stepz", "7"], default=DEMO)
+    assert stop.value.code == 2
+    assert "--unet.steps" in capsys.readouterr().err

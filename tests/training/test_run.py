@@ -1,0 +1,122 @@
+"""A run trains its stages, survives interruptions bit for bit, and refuses what cannot work."""
+
+import json
+import signal
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svdjax.errors import UserError
+from svdjax.models.params import flat_params
+from svdjax.training import Stopped, run
+from svdjax.training.export import load_trained
+from svdjax.training.hooks import MetricsLog
+from tests.training.tiny import tiny_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    run(tiny_run(root))
+    return root
+
+
+def losses(directory: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
+    """Send this process a SIGTERM while it logs a step."""
+    write = MetricsLog.write
+
+    def write_and_signal(log: MetricsLog, now: int, metrics: dict[str, float]) -> None:
+        write(log, now, metrics)
+        if log._stage.name == stage and now == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
+
+
+def test_a_run_leaves_a_model_samples_metrics_and_its_configuration(finished):
+    out = finished / "run"
+    model = load_trained(out / "model.safetensors")
+    assert model.config.vae.scaling_factor != tiny_run(finished).model.vae.scaling_factor
+    assert {path.name for path in out.glob("samples.*")} == {"samples.png", "samples.mp4"}
+    assert list(losses(out / "unet")) == [1, 2, 3, 4]
+    saved = json.loads((out / "config.json").read_text())
+    assert saved["unet"]["batch"] == 4 and saved["model"]["unet"]["channels"] == [32]
+
+
+def test_each_stage_trains_its_own_part_only(finished):
+    after_vae = flat_params(load_trained(finished / "run/vae/model.safetensors"))
+    after_unet = flat_params(load_trained(finished / "run/unet/model.safetensors"))
+    changed = {path.split(".")[0] for path in after_vae if not jnp.array_equal(after_vae[path], after_unet[path])}
+    assert changed == {"unet"}
+
+
+def test_latents_have_unit_variance_after_the_vae_stage(finished):
+    from svdjax.data.pipeline import to_unit
+    from svdjax.data.sources import open_source
+    from svdjax.training.data import Clips
+    from svdjax.training.vae_stage import encode_video
+
+    model = load_trained(finished / "run/vae/model.safetensors")
+    data = tiny_run(finished).data
+    clips = Clips(data, open_source(data.train), open_source(data.validation))
+    latents = [encode_video(model.vae, to_unit(b["video"])) for b in clips.held_out(batch=4, count=4)]
+    scaled = np.concatenate(latents) * model.config.vae.scaling_factor
+    assert scaled.std() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("vae", 1), ("unet", 3)])
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(finished, monkeypatch, stage, step):
+    config = tiny_run(finished, name=f"interrupted-{stage}-{step}")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stage, step)
+        assert run(config) == Stopped(stage, step)
+    assert not (config.out / "model.safetensors").exists()
+    assert run(config) == config.out / "model.safetensors"
+    for part in ("vae", "unet"):
+        assert losses(config.out / part) == losses(finished / "run" / part)
+        once = flat_params(load_trained(finished / "run" / part / "model.safetensors"))
+        again = flat_params(load_trained(config.out / part / "model.safetensors"))
+        assert all(jnp.array_equal(once[path], again[path]) for path in once)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(finished, monkeypatch):
+    config = tiny_run(finished, name="nan")
+    loss = type(config.vae).loss
+    monkeypatch.setattr(type(config.vae), "loss", lambda *args: _poisoned(*loss(*args)))
+    with pytest.raises(UserError, match="vae, step 1: loss nan"):
+        run(config)
+    assert not list((config.out / "vae/checkpoints").glob("[0-9]*"))
+
+
+def _poisoned(loss, metrics):
+    return loss * jnp.nan, metrics
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, monkeypatch):
+    import dataclasses
+
+    config = tiny_run(finished, name="other")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "vae", 1)
+        run(config)
+    wider = dataclasses.replace(config.model.vae, channels=(8, 16))
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, vae=wider))
+    with pytest.raises(UserError, match="does not fit this configuration"):
+        run(other)
+
+
+def test_starting_from_a_model_of_another_size_is_refused(finished):
+    import dataclasses
+
+    config = tiny_run(finished, name="from")
+    start = finished / "run/model.safetensors"
+    wider = dataclasses.replace(config.model, vae=dataclasses.replace(config.model.vae, channels=(8, 16)))
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        run(dataclasses.replace(config, model=wider, init_from=start))
