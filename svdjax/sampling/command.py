@@ -20,11 +20,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from svdjax.conversion.source import load_model
-from svdjax.data.video import write_video
 
+from svdjax.conversion.checkpoint import Options
+from svdjax.conversion.source import load_model, open_checkpoint
+from svdjax.data.video import write_video
 from svdjax.errors import UserError
-from svdjax.models.svd import SamplingDefaults
+from svdjax.models.svd import SVD, SamplingDefaults
 from svdjax.sampling.images import Fit, read_image
 from svdjax.sampling.pipeline import Pipeline, SamplerName, ScheduleName, Settings, size_multiple
 
@@ -58,6 +59,7 @@ class Sample:
         num_videos: videos per photo.
         chunk: frames to decode at once; fewer need less memory.
         decode: exact equals decoding all frames at once; reference decodes chunks alone, as PyTorch does.
+        variant: which files of a diffusers folder, for example fp16.
         dtype: numbers to compute with; bfloat16 on accelerators and float32 on CPUs if left out.
         head_dim: UNet head width, where a single-file checkpoint cannot tell. clip_heads: likewise for CLIP.
     """
@@ -82,6 +84,7 @@ class Sample:
     chunk: int | None = None
     decode: Literal["exact", "reference"] = "exact"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    variant: str | None = None
     head_dim: int | None = None
     clip_heads: int | None = None
 
@@ -142,17 +145,20 @@ def run(args: Sample) -> list[Path]:
     console = Console(stderr=True)
     photos = args.photos or (DEMO_PHOTO,)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model = load_model(args.checkpoint, dtype=DTYPES[dtype], head_dim=args.head_dim, clip_heads=args.clip_heads)
-    if model.config.task != "image_to_video":
-        raise UserError(f"{args.checkpoint}: a checkpoint for {model.config.task}, not for image_to_video")
-    settings = resolve(args, model.config.defaults)
+    # Everything that can be wrong is looked at before the weights are read, which may take minutes.
+    options = Options(variant=args.variant, head_dim=args.head_dim, clip_heads=args.clip_heads)
+    config = open_checkpoint(args.checkpoint, options).config
+    if config.task != "image_to_video":
+        raise UserError(f"{args.checkpoint}: a checkpoint for {config.task}, not for image_to_video")
+    settings = resolve(args, config.defaults)
     size = settings.defaults.height, settings.defaults.width
-    multiple = size_multiple(model.config)
+    multiple = size_multiple(config)
     if any(side % multiple for side in size):
         console.print(f"[yellow]{size[0]}x{size[1]} is no multiple of {multiple}: padded, then cropped back")
     images = np.stack([read_image(photo, *size, args.fit) for photo in photos])
     images = np.repeat(images, args.num_videos, axis=0)
     _make_folder(args.out)
+    model = load_model(args.checkpoint, dtype=DTYPES[dtype], options=options)
     with _progress(console) as progress:
         videos, timings = _animate(model, settings, images, progress)
     paths = output_paths(photos, args)
@@ -186,7 +192,7 @@ def _progress(console: Console) -> Progress:
 
 
 def _animate(
-    model: object, settings: Settings, images: np.ndarray, progress: Progress
+    model: SVD, settings: Settings, images: np.ndarray, progress: Progress
 ) -> tuple[np.ndarray, dict[str, float]]:
     steps = progress.add_task("sampling", total=settings.defaults.steps * len(images))
     pipeline = Pipeline(model, settings, on_step=lambda step: progress.advance(steps))

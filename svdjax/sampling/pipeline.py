@@ -11,7 +11,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from svdjax.sampling.decode import decode_frames
 
 from svdjax.diffusion.denoiser import Denoiser, VPrediction
 from svdjax.diffusion.guidance import (
@@ -27,6 +26,7 @@ from svdjax.diffusion.samplers import SAMPLERS, sample
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.vae import VAE
+from svdjax.sampling.decode import decode_frames
 from svdjax.sampling.images import pad_to_multiple, to_uint8
 from svdjax.tasks import Conditioning, ImageRequest, ImageToVideo, network_of
 from svdjax.typing import Array, Float, Int, Key, UInt8, ndarray
@@ -92,7 +92,7 @@ def schedule_of(name: ScheduleName, defaults: SamplingDefaults) -> Schedule:
     return kind(sigma_min=defaults.sigma_min, sigma_max=defaults.sigma_max)
 
 
-def decoder_dtype(vae: VAE) -> jnp.dtype:
+def decoder_dtype(vae: VAE) -> np.dtype:
     """The type to decode in: the parameters' own, but never float16, which SVD's decoder overflows."""
     dtype = vae.decoder.conv_in.kernel[...].dtype
     return jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
