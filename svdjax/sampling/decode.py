@@ -109,15 +109,15 @@ def _videos_in_chunks(layer: Frames, x: Array, chunk: int) -> Array:
     one = jax.eval_shape(lambda x: layer(x[:, :chunk]), x)
     if one.shape[2:] == x.shape[2:] and one.dtype == x.dtype:
         return _write_chunks(lambda out, start, size: layer(_frames(out, start, size)), x, chunk)
-    empty = jnp.zeros((*x.shape[:2], *one.shape[2:]), one.dtype)
-    return _write_chunks(lambda _, start, size: layer(_frames(x, start, size)), empty, chunk)
+    out = _blank((*x.shape[:2], *one.shape[2:]), one.dtype, after=x)
+    return _write_chunks(lambda _, start, size: layer(_frames(x, start, size)), out, chunk)
 
 
 def _temporal_half(block: VideoResBlock, x: Array, chunk: int) -> Array:
     """What ``block`` does after its spatial block."""
     temporal = block.temporal
     first = _norm_silu_conv(temporal.norm1, temporal.conv1, x)
-    hidden = _write_chunks(lambda _, start, size: first(start, size), jnp.zeros_like(x), chunk)
+    hidden = _write_chunks(lambda _, start, size: first(start, size), _blank(x.shape, x.dtype, after=x), chunk)
     second = _norm_silu_conv(temporal.norm2, temporal.conv2, hidden)
 
     def blend(out: Array, start: Array, size: int) -> Array:
@@ -163,6 +163,11 @@ def _normaliser(norm: nnx.GroupNorm, x: Float[Array, "b t h w c"]) -> Frames:
         return ((part - mean) * multiplier + norm.bias[...]).astype(part.dtype)
 
     return apply
+
+
+def _blank(shape: tuple[int, ...], dtype: jnp.dtype, *, after: Array) -> Array:
+    # To be overwritten. Constants would do, but XLA makes all of those at the start and so keeps all at once.
+    return jnp.full(shape, after[(0,) * after.ndim], dtype)
 
 
 def _frames(x: Array, start: Array | int, size: int) -> Array:
