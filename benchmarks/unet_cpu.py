@@ -1,0 +1,129 @@
+"""UNet, VAE decoder and CLIP tower on the CPU, beside PyTorch, in one process with the same random weights.
+
+Command: python -m benchmarks.unet_cpu [--repeats 5]
+
+Needs `pip install -e ".[test]"` and a machine with nothing else to do. The two take turns, so that a change of the
+machine's speed meets both; the table gives the median time of each, their ratio (below 1: svdjax is faster), the
+largest relative difference of the outputs, the seconds that compiling took, and by how much the process grew at its
+peak during a call. GFLOP/s are the operations that XLA counts in the compiled program (the bodies of loops once, so
+too few where attention is blocked) over the median time.
+"""
+
+import argparse
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import psutil
+import torch
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import networks
+
+THREADS = 2
+CASES = {
+    "UNet 2x14x24x40": lambda: networks.unet(14, 24, 40, seed=0),
+    "UNet 2x14x32x48": lambda: networks.unet(14, 32, 48, seed=1),
+    "VAE decode 14x24x40": lambda: networks.decoder(14, 24, 40, seed=2),
+    "VAE decode 8x40x72": lambda: networks.decoder(8, 40, 72, seed=3),
+    "CLIP 8x224x224": lambda: networks.clip(8, seed=4),
+}
+
+
+@dataclass
+class Peak:
+    """By how many bytes the process grew at most while the block ran."""
+
+    grown: int = 0
+
+    def __enter__(self) -> "Peak":
+        process, self._stop = psutil.Process(), threading.Event()
+        before = process.memory_info().rss
+
+        def watch() -> None:
+            while not self._stop.wait(0.005):
+                self.grown = max(self.grown, process.memory_info().rss - before)
+
+        self._thread = threading.Thread(target=watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(theirs: Callable, ours: Callable, inputs: tuple, repeats: int) -> dict[str, float]:
+    """Compile ours, then let both take turns."""
+    graph, state = nnx.split(ours.__self__ if hasattr(ours, "__self__") else ours)
+    method = ours.__name__ if hasattr(ours, "__self__") else "__call__"
+    start = time.perf_counter()
+    lowered = jax.jit(lambda state, *args: getattr(nnx.merge(graph, state), method)(*args)).lower(state, *inputs)
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - start
+
+    def run() -> jax.Array:
+        return jax.block_until_ready(compiled(state, *inputs))
+
+    reference, result = theirs(), np.asarray(run())
+    with Peak() as torch_peak:
+        theirs()
+    with Peak() as jax_peak:
+        run()
+    pairs = [(timed(theirs), timed(run)) for _ in range(repeats)]
+    torch_time, jax_time = (statistics.median(times) for times in zip(*pairs, strict=True))
+    return {
+        "torch s": torch_time,
+        "svdjax s": jax_time,
+        "ratio": statistics.median(b / a for a, b in pairs),
+        "difference": float(np.abs(result - reference).max() / np.abs(reference).max()),
+        "compile s": compile_seconds,
+        "torch MiB": torch_peak.grown / 2**20,
+        "svdjax MiB": jax_peak.grown / 2**20,
+        "GFLOP/s": compiled.cost_analysis()["flops"] / jax_time / 1e9,
+    }
+
+
+def main() -> None:
+    """Print one row per shape."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(THREADS)
+    table = Table(
+        title=f"float32, {THREADS} threads, median of {repeats}; jax {jax.__version__}, torch {torch.__version__}"
+    )
+    for column in (
+        "case",
+        "torch s",
+        "svdjax s",
+        "ratio",
+        "difference",
+        "compile s",
+        "torch MiB",
+        "svdjax MiB",
+        "GFLOP/s",
+    ):
+        table.add_column(column, justify="left" if column == "case" else "right")
+    with torch.inference_mode():
+        for name, make in CASES.items():
+            row = measure(*make(), repeats)
+            table.add_row(name, *[f"{value:.3g}" for value in row.values()])
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
