@@ -18,6 +18,8 @@ from svdjax.training.vae_stage import VAEStage
 
 MODEL = SVDConfig(
     unet=UNetConfig(
+        in_channels=16,
+        out_channels=8,
         channels=(32, 64, 64),
         num_res_blocks=1,
         attention=(False, False, True),
@@ -25,7 +27,7 @@ MODEL = SVDConfig(
         context_dim=64,
         vector_dim=192,
     ),
-    vae=VAEConfig(channels=(16, 16, 32), num_res_blocks=1),
+    vae=VAEConfig(channels=(16, 16, 32), num_res_blocks=1, latent_channels=8),
     # Random and frozen: a hash of the picture that the UNet may use; the latent carries the detail.
     image_encoder=CLIPVisionConfig(
         width=64, layers=2, heads=2, mlp_dim=128, patch_size=16, image_size=64, projection_dim=64
@@ -44,19 +46,23 @@ def config() -> RunConfig:
         model=MODEL,
         data=DataConfig(sprites=4096),
         vae=VAEStage(
-            steps=1700,
+            steps=1500,
             batch=6,
             frames=3,
+            validate_every=250,
+            checkpoint_every=250,
             optim=OptimConfig(rate=2e-3, b2=0.99, warmup=100, final=0.02, weight_decay=0.0),
             ema_decay=0.999,
         ),
         unet=DiffusionStage(
-            steps=10_000,
+            steps=3000,
             batch=8,
-            optim=OptimConfig(rate=1e-3, warmup=200, final=0.05),
+            optim=OptimConfig(rate=1e-3, b2=0.99, warmup=100, final=0.05),
             sigma=LogNormal(mean=0.5, std=1.5),
             drop=DropRates(context=0.05, concat=0.05, both=0.1),
             ema_decay=0.9995,
             cache_latents=True,
+            validate_every=250,
+            checkpoint_every=250,
         ),
     )

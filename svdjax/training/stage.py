@@ -10,9 +10,9 @@ import grain
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.training.data import Clips
 from svdjax.training.optim import OptimConfig
-from svdjax.typing import Array, Float, Key
+from svdjax.typing import Array, Float, Key, ndarray
 
-Batch = dict[str, Array]
+Batch = dict[str, Array | ndarray]
 Metrics = dict[str, Float[Array, ""]]
 
 

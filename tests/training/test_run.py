@@ -1,5 +1,6 @@
 """A run trains its stages, survives interruptions bit for bit, and refuses what cannot work."""
 
+import dataclasses
 import json
 import signal
 from pathlib import Path
@@ -8,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from svdjax.data.pipeline import to_unit
+from svdjax.data.sources import open_source
 from svdjax.errors import UserError
 from svdjax.models.params import flat_params
 from svdjax.training import Stopped, run
+from svdjax.training.data import Clips
 from svdjax.training.export import load_trained
 from svdjax.training.hooks import MetricsLog
+from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import tiny_run
 
 
@@ -58,11 +63,6 @@ def test_each_stage_trains_its_own_part_only(finished):
 
 
 def test_latents_have_unit_variance_after_the_vae_stage(finished):
-    from svdjax.data.pipeline import to_unit
-    from svdjax.data.sources import open_source
-    from svdjax.training.data import Clips
-    from svdjax.training.vae_stage import encode_video
-
     model = load_trained(finished / "run/vae/model.safetensors")
     data = tiny_run(finished).data
     clips = Clips(data, open_source(data.train), open_source(data.validation))
@@ -100,8 +100,6 @@ def _poisoned(loss, metrics):
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, monkeypatch):
-    import dataclasses
-
     config = tiny_run(finished, name="other")
     with monkeypatch.context() as patch:
         interrupt_at(patch, "vae", 1)
@@ -113,8 +111,6 @@ def test_a_checkpoint_of_another_model_is_refused(finished, monkeypatch):
 
 
 def test_starting_from_a_model_of_another_size_is_refused(finished):
-    import dataclasses
-
     config = tiny_run(finished, name="from")
     start = finished / "run/model.safetensors"
     wider = dataclasses.replace(config.model, vae=dataclasses.replace(config.model.vae, channels=(8, 16)))
