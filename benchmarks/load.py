@@ -3,8 +3,8 @@
 Command: python -m benchmarks.load [--folder DIR]
 
 Needs `pip install -e ".[test]"`, 5 GB of disk and 15 GB of memory. Writes a full-size diffusers folder with random
-float16 weights (kept, so that a second run measures the same files), then loads it with svdjax's ``load_model`` and
-with ``StableVideoDiffusionPipeline.from_pretrained``, in turns. The first load of each may come from disk, later ones
+float16 weights (kept, so that a second run measures the same files), then loads it with our ``load_model`` and
+with ``StableVideoDiffusionPipeline.from_pretrained``, in turns. The first loads may come from disk, the others
 from the page cache; every one is printed.
 """
 

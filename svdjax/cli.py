@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(guard(lambda: _dispatch(name, rest)))
 
 
-def _dispatch(name: str, argv: Sequence[str]) -> int | None:
+def _dispatch(name: str, argv: Sequence[str]) -> object:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"

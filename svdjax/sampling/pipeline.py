@@ -29,7 +29,7 @@ from svdjax.models.vae import VAE
 from svdjax.sampling.decode import decode_frames
 from svdjax.sampling.images import pad_to_multiple, to_uint8
 from svdjax.tasks import Conditioning, ImageRequest, ImageToVideo, network_of
-from svdjax.typing import Array, Float, Int, Key, UInt8, ndarray
+from svdjax.typing import Array, Float, Int, Key, PyTree, UInt8, ndarray
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral", "ddim"]
 ScheduleName = Literal["karras", "align_your_steps", "log_linear"]
@@ -61,7 +61,7 @@ class Timings:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def measure(self, stage: str, call: Callable[[], Array]) -> Array:
+    def measure(self, stage: str, call: Callable[[], PyTree]) -> PyTree:
         """Run a stage to its end and add its time."""
         start = time.perf_counter()
         result = jax.block_until_ready(call())
@@ -143,8 +143,8 @@ class Pipeline:
         state = jax.device_put(self._state, NamedSharding(mesh, P()))
 
         @jax.jit
-        def run(state: nnx.State, *batch: Array) -> Any:
-            def local(state: nnx.State, *batch: Array) -> Any:
+        def run(state: PyTree, *batch: PyTree) -> Any:
+            def local(state: PyTree, *batch: PyTree) -> Any:
                 return stage(nnx.merge(self._graph, state), *batch)
 
             specs = (P(), *[P("data")] * len(batch))

@@ -1,0 +1,158 @@
+"""``svdjax sample`` as a user meets it: files, settings inside, one seed one video, and mistakes named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from svdjax.cli import main
+from svdjax.conversion.native import save_native
+from svdjax.data.video import read_metadata
+from svdjax.errors import UserError
+from svdjax.models.clip_vision import CLIPVisionConfig
+from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
+from svdjax.models.unet import UNetConfig
+from svdjax.models.vae import VAEConfig
+from svdjax.sampling.command import Sample, output_paths, resolve
+from svdjax.sampling.pipeline import Pipeline, Settings, guidance_of, size_multiple
+from tests.weights import random_model
+
+DEFAULTS = SamplingDefaults(frames=2, height=16, width=24, steps=2, guidance=(1.0, 2.0), sigma_max=80.0)
+TINY = SVDConfig(
+    unet=UNetConfig(
+        channels=(32, 32), num_res_blocks=1, attention=(False, True), head_dim=32, context_dim=24, vector_dim=24
+    ),
+    vae=VAEConfig(channels=(32, 32), num_res_blocks=1),
+    image_encoder=CLIPVisionConfig(
+        width=32, layers=1, heads=2, mlp_dim=64, patch_size=28, image_size=56, projection_dim=24
+    ),
+    scalars=(("fps", 8), ("motion_bucket", 8), ("noise_aug", 8)),
+    defaults=DEFAULTS,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(SVD, TINY)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_native(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def command(*argv):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in argv])
+    return exit_.value.code
+
+
+def pictures(count):
+    return np.random.default_rng(1).uniform(-1, 1, (count, 16, 24, 3)).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_a_video_does_not_depend_on_its_neighbours_or_on_the_devices(model):
+    """Video 1 of a pair on two devices, of a single run, and of eleven on eight devices, is the same video."""
+    images = pictures(11)
+    settings = Settings(defaults=DEFAULTS, seed=5, sampler="euler_ancestral")
+    many = Pipeline(model, settings)(images)
+    pair = Pipeline(model, settings)(images[:2])
+    assert many.shape == (11, 2, 16, 24, 3)
+    np.testing.assert_array_equal(many[:2], pair)
+    # The ninth video runs in the second group, on the first device.
+    assert not np.array_equal(many[8], many[0])
+
+
+@pytest.mark.slow
+def test_the_command_writes_videos_with_their_settings(checkpoint, photo, tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    argv = ("sample", photo, "--checkpoint", checkpoint, "--out", out, "--num-videos", 2, "--height", 18)
+    assert command(*argv, "--seed", 3, "--format", "png") == 0
+    printed = capsys.readouterr()
+    folders = [Path(line) for line in printed.out.split()]
+    assert folders == [out / "photo-0", out / "photo-1"]
+    frames = sorted(folders[0].iterdir())
+    assert len(frames) == 2 and Image.open(frames[0]).size == (24, 18), "padded for the networks, cropped back"
+    assert "no multiple of 4" in printed.err
+    metadata = read_metadata(frames[0])
+    assert metadata["seed"] == 3 and metadata["height"] == 18 and metadata["checkpoint"] == str(checkpoint)
+    assert json.loads(json.dumps(metadata)) == metadata
+
+
+def test_options_lie_over_the_checkpoints_defaults():
+    settings = resolve(Sample(steps=7, guidance=(2.0, 2.0)), DEFAULTS)
+    assert (settings.defaults.steps, settings.defaults.frames, settings.defaults.guidance) == (7, 2, (2.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"frames": 0}, "--frames 0"),
+        ({"steps": 0}, "--steps 0"),
+        ({"height": -8}, "--height -8"),
+        ({"width": 0}, "--width 0"),
+        ({"chunk": 0}, "--chunk 0"),
+        ({"num_videos": 0}, "--num-videos 0"),
+        ({"fps": 0.0}, "--fps 0"),
+        ({"motion_bucket": 256.0}, "--motion-bucket 256"),
+        ({"noise_aug": float("nan")}, "--noise-aug nan"),
+        ({"guidance": (1.0, float("inf"))}, "--guidance"),
+    ],
+)
+def test_values_out_of_range_are_named(options, named):
+    with pytest.raises(UserError, match=named):
+        resolve(Sample(**options), DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (("nothing.png",), "no such picture"),
+        ((__file__,), "not a picture"),
+        (("--checkpoint", "nowhere/at/all.safetensors"), "not a local path"),
+        (("--frames", "0"), "must be at least 1"),
+        (("--out", "/dev/null/videos"), "cannot write"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_one_line(checkpoint, photo, capsys, argv, says):
+    argv = argv if argv[0].endswith(("png", "py")) else (photo, *argv)
+    argv = argv if "--checkpoint" in argv else (*argv, "--checkpoint", checkpoint)
+    assert command("sample", *argv) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and says in lines[0]
+
+
+def test_unknown_commands_are_answered_with_a_suggestion(capsys):
+    assert command("smaple") == 2
+    assert "did you mean sample?" in capsys.readouterr().err
+    assert command("--help") == 0
+    assert "convert" in capsys.readouterr().out
+
+
+def test_photos_of_one_name_do_not_overwrite_each_other():
+    photos = [Path("a/cat.png"), Path("b/cat.png"), Path("dog.jpg")]
+    paths = output_paths(photos, Sample(num_videos=2, out=Path("o")))
+    assert len(set(paths)) == 6 and paths[4:] == [Path("o/dog-0.mp4"), Path("o/dog-1.mp4")]
+
+
+def test_the_released_models_want_multiples_of_64():
+    assert size_multiple(SVDConfig.svd()) == 64
+
+
+def test_guidance_follows_the_defaults():
+    scales = guidance_of(SVDConfig.svd_xt().defaults).scales(25)
+    np.testing.assert_allclose(scales[[0, 1, 24]], [1.5, 1.5625, 3.0])
+    np.testing.assert_allclose(guidance_of(SVDConfig.sv3d_u().defaults).scales(21)[10], 2.5)
