@@ -20,9 +20,9 @@ from rich.table import Table
 from svdjax.conversion.checkpoint import Options
 from svdjax.conversion.golden import is_golden, load_golden
 from svdjax.conversion.recording import Recording
-from svdjax.conversion.source import load_model
+from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.video import write_video
-from svdjax.diffusion import SAMPLERS, Denoise, Denoiser, VPrediction, guided, sample_trajectory
+from svdjax.diffusion import SAMPLERS, Denoise, Denoiser, Trajectory, VPrediction, guided, sample_trajectory
 from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SVDConfig
@@ -109,11 +109,14 @@ class Comparison:
         wide = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
         self._array = partial(jnp.asarray, dtype=wide)
         self._sigmas = self._array(recording.sigmas)
+        self._condition = self._compiled(self._conditioning_of)
+        self._decode = self._compiled(self._frames_of)
 
-    def _run(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        """Call ``function(model, *inputs)`` compiled."""
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function(model, *inputs)`` as a compiled function of the inputs."""
         graph = self._graph
-        return jax.jit(lambda state, *inputs: function(nnx.merge(graph, state), *inputs))(self._state, *inputs)
+        run = jax.jit(lambda state, *inputs: function(nnx.merge(graph, state), *inputs))
+        return lambda *inputs: run(self._state, *inputs)
 
     def conditioning(self) -> Iterator[Row]:
         """Errors of what the picture, the noise levels and the scalars turn into."""
@@ -127,10 +130,11 @@ class Comparison:
         pixels = preprocess(self._array(recording.image)[None], size=size)
         yield Row("CLIP pixels", relative_error(pixels[0], recording.clip_pixels))
         request = dataclasses.replace(self._request(), clip_image=self._array(recording.clip_pixels)[None])
-        cond = self._run(self._condition, request)
+        cond = self._condition(request)
         yield Row("CLIP embedding", relative_error(cond.context[0, 0], recording.embedding))
         yield Row("image latent", relative_error(cond.concat[0, 0], recording.image_latent))
-        yield Row("scalars", relative_error(cond.vector[0], recording.vector))
+        if self.config.task == "image_to_video":
+            yield Row("scalars", relative_error(cond.vector[0], recording.vector))
 
     def unet(self) -> Iterator[Row]:
         """Errors of each block's statistics in the first step."""
@@ -141,27 +145,27 @@ class Comparison:
             concat=self._per_frame(self.recording.image_latent),
             vector=self._array(self.recording.vector)[None],
         )
-        ours = self._run(self._block_statistics, self._noise(), given)
+        ours = self._compiled(self._block_statistics)(self._noise(), given)
         if ours.keys() != self.recording.blocks.keys():
             raise UserError(f"the recording has blocks {', '.join(self.recording.blocks)}: of another UNet")
         for name, theirs in self.recording.blocks.items():
-            yield Row(f"UNet {name}", statistics_error(ours[name], theirs))
+            yield Row(f"UNet {name}", statistics_error(np.asarray(ours[name]), theirs))
 
     def decoder(self) -> Iterator[Row]:
         """Error of the frames that the reference's final latents decode to."""
-        frames = self._run(self._decode, self._array(self.recording.latents[-1])[None])[0]
+        frames = self._decode(self._array(self.recording.latents[-1])[None])[0]
         yield Row("VAE decoder", relative_error(self._clipped(frames), self.recording.frames))
 
     def video(self, on_step: Callable[[int], None]) -> tuple[list[Row], Float[ndarray, "t H W 3"]]:
         """Errors of every sampler step and of the frames, and the frames."""
         recording = self.recording
-        cond = self._run(self._condition, self._request())
-        run = self._run(partial(self._sample, on_step=on_step), self._noise(), cond)
+        cond = self._condition(self._request())
+        run = self._compiled(partial(self._sample, on_step=on_step))(self._noise(), cond)
         rows = []
         for i in range(self.defaults.steps):
             rows.append(Row(f"step {i + 1} denoised", relative_error(run.denoised[i, 0], recording.denoised[i])))
             rows.append(Row(f"step {i + 1} latents", relative_error(run.x[i, 0], recording.latents[i])))
-        frames = self._clipped(self._run(self._decode, run.x[-1])[0])
+        frames = self._clipped(self._decode(run.x[-1])[0])
         return [*rows, Row("frames", relative_error(frames, recording.frames))], np.asarray(frames)
 
     def _request(self) -> ImageRequest:
@@ -174,7 +178,7 @@ class Comparison:
             noise=self._array(self.recording.image_noise)[None],
         )
 
-    def _condition(self, model: SVD, request: ImageRequest) -> Conditioning:
+    def _conditioning_of(self, model: SVD, request: ImageRequest) -> Conditioning:
         task = ImageToVideo(config=self.config)
         if self.config.task == "image_to_video":
             return task.condition(model, request, self.defaults.frames)
@@ -196,15 +200,13 @@ class Comparison:
         self._denoise(model, cond, watch=watch)(noise, self._sigmas[:1])
         return seen
 
-    def _sample(
-        self, model: SVD, noise: Array, cond: Conditioning, on_step: Callable[[int], None]
-    ) -> dict[str, Array]:
+    def _sample(self, model: SVD, noise: Array, cond: Conditioning, on_step: Callable[[int], None]) -> Trajectory:
         denoise = self._denoise(model, cond)
         return sample_trajectory(
             denoise, noise, self._sigmas, SAMPLERS["euler"], jax.random.key(0), on_step=on_step
         )
 
-    def _decode(self, model: SVD, latents: Array) -> Array:
+    def _frames_of(self, model: SVD, latents: Array) -> Array:
         z = (latents / self.config.vae.scaling_factor).astype(decoder_dtype(model.vae))
         return decode_frames(model.vae, z, chunk=self.recording.chunk, mode="reference")
 
@@ -276,10 +278,7 @@ def run(args: Compare) -> int:
 
 
 def _measure(args: Compare, recording: Recording, console: Console) -> tuple[list[Row], np.ndarray]:
-    known = recording.config
-    options = Options(
-        head_dim=args.head_dim or known.unet.head_dim, clip_heads=args.clip_heads or known.image_encoder.heads
-    )
+    known, options = recording.config, _options(args, recording.config)
     model = load_model(args.checkpoint, dtype=jnp.dtype(args.dtype), options=options)
     check_architecture(model.config, known, args.checkpoint)
     if model.config.unet.norm_eps != known.unet.norm_eps:
@@ -298,6 +297,19 @@ def _measure(args: Compare, recording: Recording, console: Console) -> tuple[lis
         steps = progress.add_task("sampling", total=recording.config.defaults.steps)
         path_rows, frames = comparison.video(lambda step: progress.advance(steps))
     return rows + path_rows, frames
+
+
+def _options(args: Compare, known: SVDConfig) -> Options:
+    """What was given on the command line, and what the recording knows about heads where nothing was."""
+    given = Options(head_dim=args.head_dim, clip_heads=args.clip_heads)
+    heads = Options(
+        head_dim=args.head_dim or known.unet.head_dim, clip_heads=args.clip_heads or known.image_encoder.heads
+    )
+    try:
+        open_checkpoint(args.checkpoint, heads)
+    except UserError:  # its own configuration says otherwise: then the architectures differ, to be reported so
+        return given
+    return heads
 
 
 def _print(rows: list[Row], tolerance: float, args: Compare, recording: Recording, console: Console) -> None:

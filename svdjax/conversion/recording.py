@@ -1,4 +1,4 @@
-"""The file that ``svdjax record`` writes and ``svdjax compare`` reads: inputs of a reference run, and its results."""
+"""The file that ``svdjax record`` writes and ``svdjax compare`` reads: a reference run's inputs and results."""
 
 import dataclasses
 import json
@@ -98,7 +98,8 @@ class Recording:
             UserError: there is no such file, it is not a recording, or it is of another version.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy leaves a damaged file open when it opened it itself.
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             header = json.loads(str(arrays.pop("header")))
         except FileNotFoundError:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
@@ -12,6 +13,9 @@ from diffusers import (
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from tests.parity.reference import randomise
+
+# These networks are too small to share: with more threads most of the time goes into waiting for each other.
+torch.set_num_threads(1)
 
 
 @dataclass(frozen=True, kw_only=True)
