@@ -52,7 +52,7 @@ def make_train_step(stage: Stage, model: SVD, optimizer: optax.GradientTransform
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, ema_decay(state.step, stage.ema_decay))
-        norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
         new_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
         return new_state, {"loss": loss, **metrics, **norms}
 

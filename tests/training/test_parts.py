@@ -1,5 +1,6 @@
 """The small parts of training, each against its formula."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from svdjax.models.params import abstract, flat_params, initialise
+from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
 from svdjax.training.config import load_config
 from svdjax.training.ema import ema_decay, update_ema
@@ -17,6 +18,7 @@ from svdjax.training.optim import OptimConfig, learning_rate, make_optimizer
 from svdjax.training.state import new_state
 from svdjax.training.step import make_train_step
 from tests.training.tiny import MODEL, OPTIM, tiny_run
+from tests.weights import random_model
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
 
@@ -45,13 +47,19 @@ def test_only_kernels_decay():
 @pytest.fixture(scope="module")
 def vae_step(tmp_path_factory):
     stage = tiny_run(tmp_path_factory.mktemp("step")).vae
-    flat = flat_params(initialise(SVD, MODEL, 0))
+    flat = flat_params(random_model(SVD, MODEL))
     params = {path: value for path, value in flat.items() if stage.trains(path)}
     optimizer = make_optimizer(OPTIM, 100)
     step = make_train_step(stage, abstract(SVD, MODEL), optimizer, seed=0)
     video = jax.random.randint(jax.random.key(1), (2, 2, 16, 16, 3), 0, 255, jnp.uint8)
     frozen = {path: value for path, value in flat.items() if path not in params}
     return partial(step, frozen=frozen, batch={"video": video}), lambda: new_state(params, optimizer)
+
+
+@pytest.fixture(scope="module")
+def still():
+    """A state that no step has touched."""
+    return new_state({"bias": jnp.zeros(1)}, make_optimizer(OPTIM, 9))
 
 
 def test_a_step_is_compiled_once_and_the_loss_falls(vae_step):
@@ -73,21 +81,25 @@ def test_a_step_repeats_itself_exactly_from_the_same_state(vae_step):
     assert float(three["loss"]) != float(one["loss"])
 
 
-def test_hooks_run_every_n_steps_and_at_the_end():
+def test_hooks_run_every_n_steps_and_at_the_end(still):
     calls = []
     hook = every(2, lambda moment: calls.append(moment.step))
     never = every(0, lambda moment: calls.append(-1))
     for step in range(1, 6):
-        moment = Moment(step=step, last=step == 5, state=None, metrics={}, waited=0.0)
+        moment = Moment(step=step, last=step == 5, state=still, metrics={}, waited=0.0)
         hook(moment)
         never(moment)
     assert calls == [2, 4, 5]
 
 
-def test_the_loop_stops_after_the_step_in_which_it_is_asked_to(vae_step):
-    step, fresh = vae_step
-    state = train(fresh(), {}, iter([batch] * 9), train_step=step, steps=9, hooks=[], stop=lambda: True)
-    assert int(state.step) == 1
+def test_the_loop_stops_after_the_step_in_which_it_is_asked_to(still):
+    @jax.jit
+    def step(state, frozen, batch):
+        return dataclasses.replace(state, step=state.step + 1), {}
+
+    asked = iter([False, True, False])
+    state = train(still, {}, iter([{}] * 9), train_step=step, steps=9, hooks=[], stop=lambda: next(asked))
+    assert int(state.step) == 2
 
 
 def test_options_lie_over_the_file():
