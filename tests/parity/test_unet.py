@@ -22,7 +22,7 @@ from tests.parity.reference import float64_sinusoids, randomise, relative, tenso
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens"
 VIDEO = UNetConfig(
     channels=(64, 128),
-    num_res_blocks=2,
+    num_res_blocks=1,
     attention=(True, False),
     head_dim=32,
     context_dim=48,
@@ -30,7 +30,7 @@ VIDEO = UNetConfig(
     norm_eps="diffusers",
 )
 IMAGE = replace(VIDEO, in_channels=4, vector_dim=0, temporal=False)
-FOUR_LEVELS = replace(UNetConfig.tiny(), norm_eps="diffusers")
+FOUR_LEVELS = replace(UNetConfig.tiny(), norm_eps="diffusers", num_res_blocks=2)
 
 
 def video_reference(config: UNetConfig, seed: int) -> torch.nn.Module:
@@ -100,7 +100,7 @@ def video_outputs(config, seed, *, frames, size, tokens, dtype):
 
 @pytest.mark.parametrize(
     ("seed", "tokens", "frames", "size"),
-    [(1, 1, 3, (8, 12)), (2, 2, 1, (10, 6)), (3, 77, 4, (8, 8)), (4, 77, 2, (5, 7))],
+    [(1, 1, 3, (8, 12)), (2, 2, 1, (10, 6)), (3, 77, 4, (5, 7))],
 )
 def test_video_unet_equals_diffusers_in_float64(x64, seed, tokens, frames, size):
     """One image token, two images, text; many frames and one; sizes that do not halve evenly."""
@@ -111,10 +111,9 @@ def test_video_unet_equals_diffusers_in_float64(x64, seed, tokens, frames, size)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "size"), [(5, (16, 8)), (6, (9, 13))])
-def test_four_levels_equal_diffusers_in_float64(x64, seed, size):
+def test_four_levels_of_odd_sizes_equal_diffusers_in_float64(x64):
     with float64_sinusoids():
-        ours, theirs = video_outputs(FOUR_LEVELS, seed, frames=3, size=size, tokens=1, dtype=np.float64)
+        ours, theirs = video_outputs(FOUR_LEVELS, 5, frames=3, size=(9, 13), tokens=1, dtype=np.float64)
     assert relative(ours, theirs) < 1e-9
 
 
