@@ -284,7 +284,7 @@ def _measure(args: Compare, recording: Recording, console: Console) -> tuple[lis
     if model.config.unet.norm_eps != known.unet.norm_eps:
         console.print(
             f"[yellow]group-norm epsilons as in {model.config.unet.norm_eps}, recorded with those of "
-            f"{known.unet.norm_eps}: expect errors up to 1e-4"
+            f"{known.unet.norm_eps}: expect differences around 1e-4"
         )
     comparison = Comparison(model, recording)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -36,7 +36,8 @@ class Record:
         out: the .npz file to write.
         image: photo to animate; the bundled one if left out.
         frames: number of frames.
-        height: pixels. width: pixels.
+        height: pixels.
+        width: pixels.
         fit: crop fills the frame; letterbox shows the whole photo between bars.
         steps: sampler steps.
         guidance: scale at the first and at the last frame.
@@ -46,7 +47,8 @@ class Record:
         chunk: frames to decode at once; all if left out.
         seed: of the noise.
         dtype: numbers that the reference computes with.
-        head_dim: UNet head width, where a single-file checkpoint cannot tell. clip_heads: likewise for CLIP.
+        head_dim: UNet head width, where a single-file checkpoint cannot tell.
+        clip_heads: attention heads of the CLIP tower, likewise.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional]
