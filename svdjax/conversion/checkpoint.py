@@ -73,6 +73,22 @@ def shapes_of(config: SVDConfig) -> SVD:
     return abstract(SVD, config)
 
 
+def check_heads(what: str, config: SVDConfig, options: Options) -> None:
+    """Compare what the user says about attention heads with a configuration that came with the weights.
+
+    Raises:
+        UserError: they differ.
+    """
+    said = {"--head-dim": (options.head_dim, config.unet.head_dim)}
+    if tower := config.image_encoder or config.text_encoder:
+        said["--clip-heads"] = (options.clip_heads, tower.heads)
+    for name, (given, stated) in said.items():
+        if given is not None and given != stated:
+            raise UserError(
+                f"{what}: {name} {given} contradicts its configuration, which says {stated}: leave it out"
+            )
+
+
 def check_params(what: str, config: SVDConfig, params: dict[str, Tensor]) -> None:
     """Compare parameters with the model that the configuration describes.
 

@@ -108,7 +108,7 @@ def run(args: Convert) -> None:
 
 def _print_notices(console: Console, notices: tuple[str, ...]) -> None:
     for notice in notices:
-        console.print(notice, style="yellow", markup=False, highlight=False)
+        console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(checkpoint: Checkpoint, path: Path, to: str, suffix: str, progress: Progressed) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from svdjax.conversion.checkpoint import Checkpoint, Options, check_params, summary
+from svdjax.conversion.checkpoint import Checkpoint, Options, check_heads, check_params, summary
 from svdjax.conversion.clip import classic_keys, clip_text_table, clip_vision_table, diffusers_text_config
 from svdjax.conversion.diffusers_config import read_config, write_configs
 from svdjax.conversion.mapping import Entry, prefixed, to_ours, to_theirs
@@ -49,7 +49,7 @@ def read_diffusers(folder: Path, options: Options) -> Checkpoint:
     what = str(folder)
     files = _texts(folder)
     config = read_config(files, what)
-    _check_heads(config, options, what)
+    check_heads(what, config, options)
     names = list(tables(config))
     variant = options.variant if options.variant is not None else _common_variant(folder, names)
     params: dict[str, Tensor] = {}
@@ -70,17 +70,6 @@ def _texts(folder: Path) -> dict[str, str]:
         return {path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in found if path.is_file()}
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder}: a configuration file cannot be read ({error})") from None
-
-
-def _check_heads(config: SVDConfig, options: Options, what: str) -> None:
-    said = {"--head-dim": (options.head_dim, config.unet.head_dim)}
-    if tower := config.image_encoder or config.text_encoder:
-        said["--clip-heads"] = (options.clip_heads, tower.heads)
-    for name, (given, stated) in said.items():
-        if given is not None and given != stated:
-            raise UserError(
-                f"{what}: {name} {given} contradicts its config.json, which says {stated}: leave it out"
-            )
 
 
 def _variants(folder: Path, stem: str) -> set[str]:

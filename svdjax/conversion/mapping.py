@@ -6,6 +6,7 @@ list of :class:`Entry`: which of our paths and which of their keys hold the same
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -141,8 +142,11 @@ def _deferred(rearrange: Callable[[Arrays], Arrays], inputs: tuple[Tensor, ...])
         raise UserError(f"{names}: are stored as one tensor but have several dtypes: choose one with --dtype")
     shapes = [out.shape for out in rearrange(tuple(np.broadcast_to(np.False_, leaf.shape) for leaf in inputs))]
     name = "+".join(dict.fromkeys(leaf.name for leaf in inputs))
+    return tuple(
+        Tensor(name, shape, inputs[0].dtype, partial(_rearranged, rearrange, inputs, index))
+        for index, shape in enumerate(shapes)
+    )
 
-    def part(index: int) -> Callable[[], np.ndarray]:
-        return lambda: rearrange(tuple(leaf.load() for leaf in inputs))[index]
 
-    return tuple(Tensor(name, shape, inputs[0].dtype, part(i)) for i, shape in enumerate(shapes))
+def _rearranged(rearrange: Callable[[Arrays], Arrays], inputs: tuple[Tensor, ...], index: int) -> np.ndarray:
+    return rearrange(tuple(leaf.load() for leaf in inputs))[index]

@@ -120,11 +120,13 @@ def _context(*, partial_load: bool = False) -> Any:
 
 def _batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
     batch: list[str] = []
+    size = 0
     for name, tensor in tensors.items():
-        if batch and sum(tensors[other].nbytes for other in batch) + tensor.nbytes > _BATCH:
+        if batch and size + tensor.nbytes > _BATCH:
             yield batch
-            batch = []
+            batch, size = [], 0
         batch.append(name)
+        size += tensor.nbytes
     if batch:
         yield batch
 
@@ -142,13 +144,12 @@ def read_native_folder(folder: Path) -> Checkpoint:
         files = _texts(text, f"{what}/files.json")
         weights = (folder / _WEIGHTS).absolute()
         tree = ocp.metadata(weights).metadata
+        leaves = {group: dict(tree.get(group) or {}) for group in ("params", "extras")}
     except UserError:
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds
         raise UserError(f"{what}: a damaged checkpoint ({_first_line(error)}); copy it again") from None
-    groups = {
-        group: _Group(weights, group, dict(tree.get(group) or {})).tensors() for group in ("params", "extras")
-    }
+    groups = {group: _Group(weights, group, found).tensors() for group, found in leaves.items()}
     check_params(what, config, groups["params"])
     return Checkpoint(what=what, config=config, params=groups["params"], extras=groups["extras"], files=files)
 

@@ -33,7 +33,7 @@ def finished(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def _take_place(partial: Path, path: Path) -> None:
-    if not path.is_dir():
+    if not path.exists() or not (path.is_dir() or partial.is_dir()):
         partial.replace(path)
         return
     old = path.with_name(f".{path.name}.old-{os.getpid()}")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from svdjax.conversion.checkpoint import Checkpoint, Options, check_params, summary
+from svdjax.conversion.checkpoint import Checkpoint, Options, check_heads, check_params, summary
 from svdjax.conversion.clip import clip_text_table, clip_vision_table
 from svdjax.conversion.infer import Shapes, infer_clip_text, infer_clip_vision, infer_unet, infer_vae
 from svdjax.conversion.mapping import Entry, prefixed, to_ours, to_theirs
@@ -128,6 +128,7 @@ def read_sgm(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options
     layout = Layout.found(weights)
     if CONFIG_KEY in metadata:
         config = SVDConfig.from_json(metadata[CONFIG_KEY], where=what)
+        check_heads(what, config, options)
     else:
         config = _infer({key: tensor.shape for key, tensor in weights.items()}, layout, options, what)
         notices += _assumptions(config, options)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from svdjax.conversion.checkpoint import Checkpoint, Options, shapes_of
+from svdjax.conversion.checkpoint import Checkpoint, Options, check_heads, shapes_of
 from svdjax.conversion.diffusers import read_diffusers
 from svdjax.conversion.native import FORMAT, is_native_folder, read_native_file, read_native_folder
 from svdjax.conversion.remote import fetch_address, fetch_repo, is_address, is_repo
@@ -44,7 +44,9 @@ def open_checkpoint(source: str | Path, options: Options | None = None) -> Check
 
 def _open_folder(folder: Path, options: Options) -> Checkpoint:
     if is_native_folder(folder):
-        return read_native_folder(folder)
+        checkpoint = read_native_folder(folder)
+        check_heads(checkpoint.what, checkpoint.config, options)
+        return checkpoint
     if (folder / "model_index.json").is_file() or (folder / "unet").is_dir():
         return read_diffusers(folder, options)
     raise UserError(f"{folder}: not a checkpoint: give {KINDS}")
@@ -53,14 +55,14 @@ def _open_folder(folder: Path, options: Options) -> Checkpoint:
 def _open_file(path: Path, options: Options) -> Checkpoint:
     try:
         with open(path, "rb") as file:
-            head = file.read(16)
+            head = file.read(64)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not head:
         raise UserError(f"{path}: is empty: download it again")
     if head.startswith(b"PK\x03\x04"):
         return read_sgm(read_ckpt(path), {}, options, str(path))
-    if head.startswith(b"version https://g"):
+    if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: only a pointer of Git LFS: run `git lfs pull` in its repository")
     if head.startswith(b"\x80"):
         raise UserError(
@@ -70,7 +72,9 @@ def _open_file(path: Path, options: Options) -> Checkpoint:
         raise UserError(f"{path}: not a checkpoint: give {KINDS}")
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") == FORMAT:
-        return read_native_file(tensors, metadata, str(path))
+        checkpoint = read_native_file(tensors, metadata, str(path))
+        check_heads(checkpoint.what, checkpoint.config, options)
+        return checkpoint
     return read_sgm(tensors, metadata, options, str(path))
 
 

@@ -1,7 +1,9 @@
 """Tensors that are still in a file: name, shape and dtype now, numbers when asked."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -43,7 +45,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> "Tensor":
@@ -87,17 +89,17 @@ def checked(tensor: Tensor, dtype: np.dtype | None = None) -> Tensor:
         UserError: from ``load``, when a number is not finite, before or after the cast.
     """
     target = dtype if dtype is not None and is_floating(tensor.dtype) else tensor.dtype
+    return replace(tensor, dtype=target, load=partial(_load_finite, tensor, target))
 
-    def load() -> np.ndarray:
-        array = tensor.load()
-        with np.errstate(over="ignore", invalid="ignore"):
-            cast = array.astype(target, copy=False)
-        if all_finite(cast):
-            return cast
-        if all_finite(array):
-            raise UserError(
-                f"{tensor.name}: has values beyond the range of {target.name}: choose --dtype bfloat16 or float32"
-            )
-        raise UserError(f"{tensor.name}: has NaN or infinite weights: the file is damaged or its training diverged")
 
-    return replace(tensor, dtype=target, load=load)
+def _load_finite(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    array = tensor.load()
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype, copy=False)
+    if all_finite(cast):
+        return cast
+    if all_finite(array):
+        raise UserError(
+            f"{tensor.name}: has values beyond the range of {dtype.name}: choose --dtype bfloat16 or float32"
+        )
+    raise UserError(f"{tensor.name}: has NaN or infinite weights: the file is damaged or its training diverged")

@@ -90,7 +90,7 @@ DAMAGED = {
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_files_are_refused(tmp_path, content):
     path = _file(tmp_path, content)
-    with pytest.raises(UserError, match="damaged.safetensors") as raised:
+    with pytest.raises(UserError, match=r"damaged.safetensors") as raised:
         read_safetensors(path)
     assert "\n" not in str(raised.value)
 
@@ -132,7 +132,7 @@ def test_messages_tell_damage_from_overflow():
     def load(value):
         return checked(Tensor.of("blocks.0", np.array([1, value], np.float32)), np.dtype(np.float16)).load()
 
-    with pytest.raises(UserError, match="blocks.0: has NaN"):
+    with pytest.raises(UserError, match=r"blocks.0: has NaN"):
         load(np.nan)
-    with pytest.raises(UserError, match="blocks.0: .* beyond the range of float16.*--dtype"):
+    with pytest.raises(UserError, match=r"blocks.0: .* beyond the range of float16.*--dtype"):
         load(1e6)
