@@ -26,19 +26,18 @@ def latents(*shape: int, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     return jax.random.normal(jax.random.key(0), shape, dtype)
 
 
-@pytest.mark.parametrize("chunk", [1, 4])
-def test_exact_chunks_equal_the_whole(x64, chunk):
-    vae, z = random_vae(TINY, jnp.float64), latents(2, 6, 4, 6, 4, dtype=jnp.float64)
+def test_exact_chunks_equal_the_whole(x64):
+    vae, z = random_vae(TINY, jnp.float64), latents(2, 5, 4, 6, 4, dtype=jnp.float64)
     whole = decoded(vae, z, chunk=None)
-    np.testing.assert_allclose(decoded(vae, z, chunk=chunk), whole, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(decoded(vae, z, chunk=2), whole, rtol=0, atol=1e-12)
 
 
-def test_exact_chunks_in_bfloat16_stay_bfloat16():
-    vae, z = random_vae(TINY, jnp.bfloat16), latents(1, 5, 4, 6, 4, dtype=jnp.bfloat16)
-    want, got = decoded(vae, z, chunk=None), decoded(vae, z, chunk=2)
-    assert got.dtype == want.dtype == jnp.bfloat16
-    want, got = want.astype(jnp.float32), got.astype(jnp.float32)
-    assert jnp.abs(got - want).max() < 0.05 * jnp.abs(want).max()
+@pytest.mark.parametrize("mode", ["exact", "reference"])
+def test_chunks_keep_the_dtype_and_shape(mode):
+    vae = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), abstract(VAE, TINY))
+    z = jax.ShapeDtypeStruct((1, 5, 4, 6, 4), jnp.bfloat16)
+    frames = jax.eval_shape(partial(decode_frames, chunk=2, mode=mode), vae, z)
+    assert (frames.shape, frames.dtype) == ((1, 5, 8, 12, 3), jnp.bfloat16)
 
 
 def test_reference_chunks_are_videos_of_their_own(x64):
@@ -50,12 +49,11 @@ def test_reference_chunks_are_videos_of_their_own(x64):
     assert jnp.abs(got - whole).max() > 1e-2 * jnp.abs(whole).max()
 
 
-@pytest.mark.parametrize("mode", ["exact", "reference"])
-def test_image_decoder_has_no_seams(mode):
+def test_image_decoder_has_no_seams():
     vae = random_vae(dataclasses.replace(TINY, temporal_decoder=False, post_quant_conv=True), jnp.float32)
     z = latents(1, 5, 4, 4, 4)
     whole = decoded(vae, z, chunk=None)
-    np.testing.assert_allclose(decoded(vae, z, chunk=2, mode=mode), whole, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(decoded(vae, z, chunk=2, mode="reference"), whole, rtol=0, atol=2e-5)
 
 
 def test_exact_chunks_keep_two_feature_maps():
@@ -68,7 +66,6 @@ def test_exact_chunks_keep_two_feature_maps():
 
     assert temporaries(chunk=1) < 2.6
     assert temporaries(chunk=None) > 6
-    assert temporaries(chunk=1, mode="reference") < 1
 
 
 def test_reach_of_the_convolutions():
