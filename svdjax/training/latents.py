@@ -34,12 +34,12 @@ def with_latents(vae: VAE, source: Source, *, batch: int = 32) -> LatentSource:
     Memory: one frame of uint8 pixels and t latents of float32 per clip.
     """
     graph, state = nnx.split(vae)
-    encode = jax.jit(lambda state, video: encode_video(nnx.merge(graph, state), video))
+    encode = jax.jit(lambda state, video: encode_video(nnx.merge(graph, state), to_unit(video)))
     clips: list[Mapping[str, np.ndarray]] = []
     for start in range(0, len(source), batch):
         records = [source[index] for index in range(start, min(start + batch, len(source)))]
         padded = records + [records[-1]] * (batch - len(records))
-        latents = np.asarray(encode(state, to_unit(to_batch(padded)["video"])))
+        latents = np.asarray(encode(state, to_batch(padded)["video"]))
         clips += [
             {**record, "video": record["video"][:1], "latents": latent}
             for record, latent in zip(records, latents[: len(records)], strict=True)

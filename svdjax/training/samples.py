@@ -15,7 +15,7 @@ from svdjax.models.svd import SVD
 from svdjax.sampling.images import to_uint8
 from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.tasks import ImageRequest, ImageToVideo
-from svdjax.typing import Float, UInt8, ndarray
+from svdjax.typing import Float, PyTree, UInt8, ndarray
 
 
 def sample_clips(
@@ -33,7 +33,7 @@ def sample_clips(
     graph, state = nnx.split(model)
 
     @jax.jit
-    def sample(state: nnx.State, images: jax.Array, buckets: jax.Array) -> jax.Array:
+    def sample(state: PyTree, images: jax.Array, buckets: jax.Array) -> jax.Array:
         model = nnx.merge(graph, state)
         videos = jnp.arange(images.shape[0])
         cond = ImageToVideo(config=model.config).condition(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from svdjax.typing import Array, Int, PyTree
+from svdjax.typing import Array, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -14,17 +14,19 @@ from svdjax.typing import Array, Int, PyTree
 class TrainState:
     """State between two steps.
 
+    The fields are typed as trees, for JAX and orbax also build the state around shapes, shardings and None.
+
     Attributes:
-        step: number of updates done; with the run's seed it determines all randomness of the next one.
+        step: int32, updates done; with the run's seed it determines all randomness of the next one.
         params: the trained parameters by dotted path, float32.
         opt_state: the optimizer's moments.
         ema: moving average of ``params``; what is validated, sampled and exported.
     """
 
-    step: Int[Array, ""]
-    params: dict[str, Array]
+    step: PyTree
+    params: PyTree
     opt_state: PyTree
-    ema: dict[str, Array]
+    ema: PyTree
 
 
 def new_state(params: dict[str, Array], optimizer: optax.GradientTransformation) -> TrainState:

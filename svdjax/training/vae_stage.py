@@ -55,8 +55,8 @@ class VAEStage(Stage):
 
     def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
         """Set the scaling factor so that the scaled latents of the held-out clips have unit variance."""
-        encode = jax.jit(lambda video: encode_video(model.vae, video))
-        deviation = jnp.std(jnp.concatenate([encode(to_unit(batch["video"])) for batch in batches]))
+        encode = jax.jit(lambda video: encode_video(model.vae, to_unit(video)))
+        deviation = jnp.std(jnp.concatenate([encode(batch["video"]) for batch in batches]))
         vae = dataclasses.replace(model.config.vae, scaling_factor=round(1 / float(deviation), 5))
         return dataclasses.replace(model.config, vae=vae)
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import signal
+import sys
 from pathlib import Path
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,14 @@ from svdjax.training.export import load_trained
 from svdjax.training.hooks import MetricsLog
 from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import tiny_run
+from tests.weights import random_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_weights():
+    """Initial weights from NumPy: compiling the initialisers would take most of the time."""
+    with mock.patch.object(sys.modules["svdjax.training.run"], "initialise", random_model):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +76,7 @@ def test_latents_have_unit_variance_after_the_vae_stage(finished):
     model = load_trained(finished / "run/vae/model.safetensors")
     data = tiny_run(finished).data
     clips = Clips(data, open_source(data.train), open_source(data.validation))
-    latents = [encode_video(model.vae, to_unit(b["video"])) for b in clips.held_out(batch=4, count=4)]
+    latents = [encode_video(model.vae, to_unit(jnp.asarray(b["video"]))) for b in clips.held_out(batch=4, count=4)]
     scaled = np.concatenate(latents) * model.config.vae.scaling_factor
     assert scaled.std() == pytest.approx(1, rel=1e-4)
 
