@@ -60,9 +60,7 @@ def test_half_precision_scores_are_summed_in_float32():
 
 def test_frame_attention_is_attention_of_each_site_alone():
     q, k, v = normals(3, *[(2, 5, 7, 3, 8)] * 3)
-    expected = np.stack(
-        [formula(*(np.asarray(x[:, :, site]) for x in (q, k, v))) for site in range(7)], axis=2
-    )
+    expected = np.stack([formula(*(np.asarray(x[:, :, site]) for x in (q, k, v))) for site in range(7)], axis=2)
     np.testing.assert_allclose(frame_attention(q, k, v), expected, atol=2e-5)
 
 
@@ -75,9 +73,7 @@ def test_under_a_mesh_each_device_attends_to_its_share_without_communication():
         compiled = jax.jit(attention).lower(*split).compile()
         np.testing.assert_allclose(compiled(*split), expected, atol=2e-5)
         hlo = compiled.as_text()
-        assert not any(
-            word in hlo for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute")
-        )
+        assert not any(word in hlo for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
         odd = jax.jit(attention)(*(x[:3] for x in qkv))
     np.testing.assert_allclose(odd, expected[:3], atol=2e-5)
 
