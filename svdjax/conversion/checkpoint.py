@@ -67,7 +67,7 @@ class Checkpoint:
         )
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=16)
 def shapes_of(config: SVDConfig) -> SVD:
     """The model of a configuration, as shapes without values; tracing a full-size one takes seconds."""
     return abstract(SVD, config)
