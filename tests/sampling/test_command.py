@@ -85,7 +85,9 @@ def test_the_command_writes_videos_with_their_settings(checkpoint, photo, tmp_pa
     folders = [Path(line) for line in printed.out.split()]
     assert folders == [out / "photo-0", out / "photo-1"]
     frames = sorted(folders[0].iterdir())
-    assert len(frames) == 2 and Image.open(frames[0]).size == (24, 18), "padded for the networks, cropped back"
+    assert len(frames) == 2
+    with Image.open(frames[0]) as first:
+        assert first.size == (24, 18), "padded for the networks, cropped back"
     assert "no multiple of 4" in printed.err
     metadata = read_metadata(frames[0])
     assert metadata["seed"] == 3 and metadata["height"] == 18 and metadata["checkpoint"] == str(checkpoint)
