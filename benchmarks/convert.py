@@ -1,6 +1,6 @@
 """Time and peak memory of converting a full-size checkpoint with random weights, beside the size of the result.
 
-    python benchmarks/convert.py /tmp/svdjax_full
+    python benchmarks/convert.py outputs/convert
 
 builds an original SVD file in float16 (1.5 B parameter UNet, both autoencoders, CLIP; 4.8 GB) one tensor at a time,
 then converts it in fresh processes. Needs 15 GB of disk; --sizes tiny shows in seconds that it works.
