@@ -1,5 +1,6 @@
 """Classifier-free guidance: how the conditional and the unconditional prediction are combined."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -31,12 +32,12 @@ class NoGuidance:
         return cond_x0
 
 
-class _FrameScales:
+class _FrameScales(ABC):
     """Guidance with one scale per frame: uncond + scale_t (cond - uncond), at every noise level."""
 
+    @abstractmethod
     def scales(self, frames: int) -> Float[ndarray, " t"]:
         """The scale of each frame; 1 is the conditional prediction."""
-        raise NotImplementedError
 
     def __call__(self, cond_x0: Video, uncond_x0: Video, sigma: Float[Array, " b"]) -> Video:
         """Extrapolate from the unconditional to the conditional prediction, frame by frame."""
