@@ -225,12 +225,11 @@ class UNet(nnx.Module):
         Raises:
             UserError: ``vector`` is missing or not wanted.
         """
-        remat = self.config.remat
         watch = watch or (lambda name, x: None)
         emb = self._embedding(x, c_noise, vector)
-        res = partial(_call, remat, emb=emb, image_only=image_only)
-        attn = partial(_call, remat, context=context, temporal_context=temporal_context, image_only=image_only)
-
+        res = partial(_call, self.config.remat, emb=emb, image_only=image_only)
+        tokens = {"context": context, "temporal_context": temporal_context}
+        attn = partial(_call, self.config.remat, **tokens, image_only=image_only)
         h = self.conv_in(x)
         watch("conv_in", h)
         skips = [h]
@@ -244,8 +243,7 @@ class UNet(nnx.Module):
                 skips.append(h)
             watch(f"down.{level}", h)
 
-        h = res(self.mid.res[0], h)
-        h = attn(self.mid.attn[0], h)
+        h = attn(self.mid.attn[0], res(self.mid.res[0], h))
         h = res(self.mid.res[1], h)
         watch("mid", h)
 
@@ -257,8 +255,7 @@ class UNet(nnx.Module):
                 h = stage.upsample(h, skips[-1].shape[2:4])
             watch(f"up.{level}", h)
 
-        b, t = h.shape[:2]
-        h = self.norm_out(h.reshape(b * t, *h.shape[2:])).reshape(h.shape)
+        h = self.norm_out(h.reshape(-1, *h.shape[2:])).reshape(h.shape)
         out = self.conv_out(jax.nn.silu(h))
         watch("conv_out", out)
         return out
