@@ -47,14 +47,42 @@ class EmbeddingMLP(nnx.Module):
         return self.linear2(jax.nn.silu(self.linear1(x.astype(self.linear1.kernel.dtype))))
 
 
-def group_norm(channels: int, *, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Normalise over 32 groups of channels and every axis but the first; statistics at least float32.
+class GroupNorm(nnx.Module):
+    """Normalises over groups of channels and every axis between the first and the channels (arXiv 1803.08494).
 
-    Below 64 channels there are 4 groups: 32 would leave one channel in each, and take its mean from every image.
-    Fold frames into the batch for a norm per image; give ``[b, t, h, w, c]`` for statistics over a video.
+    There are 32 groups, or 4 below 64 channels: 32 would leave one channel in each, and take its mean from every
+    image. Fold frames into the batch for a norm per image; give ``[b, t, h, w, c]`` for statistics over a video.
     """
-    groups = math.gcd(channels, GROUPS if channels >= 2 * GROUPS else 4)
-    return nnx.GroupNorm(channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs)
+
+    def __init__(self, channels: int, *, eps: float, rngs: nnx.Rngs) -> None:
+        del rngs  # no random start; taken so that every layer is built alike
+        self.groups = math.gcd(channels, GROUPS if channels >= 2 * GROUPS else 4)
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+
+    def __call__(self, x: Float[Array, "b *sites c"]) -> Float[Array, "b *sites c"]:
+        """Normalise, scale and shift; computed in at least float32."""
+        scale, shift = self.affine(x)
+        return (x * scale + shift).astype(x.dtype)
+
+    def affine(self, x: Float[Array, "b *sites c"]) -> tuple[Float[Array, "b *ones c"], Float[Array, "b *ones c"]]:
+        """What to multiply ``x`` by and to add to it, with the statistics of all of ``x``; at least float32.
+
+        Sums run over sites first and over the few channels of a group last: on a CPU that takes half the time of
+        one sum over both, and rounds ten times less.
+        """
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        sites = range(1, x.ndim - 1)
+
+        def over_group(values: Array) -> Array:
+            groups = values.mean(sites).reshape(len(x), self.groups, -1).mean(-1, keepdims=True)
+            channels = jnp.broadcast_to(groups, (*groups.shape[:2], x.shape[-1] // self.groups))
+            return channels.reshape(len(x), *[1] * len(sites), x.shape[-1])
+
+        mean = over_group(wide)
+        scale = lax.rsqrt(over_group(jnp.square(wide - mean)) + self.eps) * self.scale[...]
+        return scale, self.bias[...] - mean * scale
 
 
 def conv3x3(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from svdjax.models.layers import TemporalConv, alpha_blend, conv3x3, group_norm
+from svdjax.models.layers import GroupNorm, TemporalConv, alpha_blend, conv3x3
 from svdjax.typing import Array, Bool, Float
 
 Blend = Literal["spatial", "temporal"]
@@ -39,11 +39,11 @@ class ResBlock(nnx.Module):
             rngs: random keys for the parameters.
         """
         conv = TemporalConv if temporal else conv3x3
-        self.norm1 = group_norm(in_channels, eps=eps, rngs=rngs)
+        self.norm1 = GroupNorm(in_channels, eps=eps, rngs=rngs)
         self.conv1 = conv(in_channels, out_channels, rngs=rngs)
         if emb_dim is not None:
             self.emb = nnx.Linear(emb_dim, out_channels, rngs=rngs)
-        self.norm2 = group_norm(out_channels, eps=eps, rngs=rngs)
+        self.norm2 = GroupNorm(out_channels, eps=eps, rngs=rngs)
         self.conv2 = conv(out_channels, out_channels, zero_init=zero_init, rngs=rngs)
         if in_channels != out_channels:
             self.shortcut = nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs)

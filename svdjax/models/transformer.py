@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svdjax.models.attention import Attention
-from svdjax.models.layers import EmbeddingMLP, alpha_blend, group_norm, sinusoidal_embedding
+from svdjax.models.layers import EmbeddingMLP, GroupNorm, alpha_blend, sinusoidal_embedding
 from svdjax.typing import Array, Bool, Float
 
 
@@ -61,7 +61,7 @@ class Transformer(nnx.Module):
         self, channels: int, *, head_dim: int, context_dim: int, temporal: bool = True, rngs: nnx.Rngs
     ) -> None:
         """Build the blocks; ``temporal`` False leaves only the spatial one (an image model)."""
-        self.norm = group_norm(channels, eps=1e-6, rngs=rngs)
+        self.norm = GroupNorm(channels, eps=1e-6, rngs=rngs)
         self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
         sizes = {"head_dim": head_dim, "context_dim": context_dim}
         self.spatial = TransformerBlock(channels, **sizes, temporal=False, rngs=rngs)

@@ -13,9 +13,9 @@ from svdjax.errors import UserError
 from svdjax.models.layers import (
     Downsample,
     EmbeddingMLP,
+    GroupNorm,
     Upsample,
     conv3x3,
-    group_norm,
     sinusoidal_embedding,
 )
 from svdjax.models.resnet import VideoResBlock
@@ -196,7 +196,7 @@ class UNet(nnx.Module):
             )
             for level in range(last, -1, -1)
         )
-        self.norm_out = group_norm(channels[0], eps=1e-5, rngs=rngs)
+        self.norm_out = GroupNorm(channels[0], eps=1e-5, rngs=rngs)
         self.conv_out = conv3x3(channels[0], config.out_channels, zero_init=True, rngs=rngs)
 
     def __call__(

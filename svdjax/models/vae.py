@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from svdjax.models.attention import attention
-from svdjax.models.layers import TemporalConv, Upsample, conv3x3, group_norm
+from svdjax.models.layers import GroupNorm, TemporalConv, Upsample, conv3x3
 from svdjax.models.resnet import ResBlock, VideoResBlock
 from svdjax.typing import Array, Float, Key
 
@@ -92,7 +92,7 @@ class FrameAttention(nnx.Module):
     """Self-attention over the pixels of one frame: a single head as wide as the features."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = group_norm(channels, eps=NORM_EPS, rngs=rngs)
+        self.norm = GroupNorm(channels, eps=NORM_EPS, rngs=rngs)
         self.q = nnx.Linear(channels, channels, rngs=rngs)
         self.k = nnx.Linear(channels, channels, rngs=rngs)
         self.v = nnx.Linear(channels, channels, rngs=rngs)
@@ -181,7 +181,7 @@ class Encoder(nnx.Module):
             ]
         )
         self.mid = Mid(widths[-1], block, rngs=rngs)
-        self.norm_out = group_norm(widths[-1], eps=NORM_EPS, rngs=rngs)
+        self.norm_out = GroupNorm(widths[-1], eps=NORM_EPS, rngs=rngs)
         self.conv_out = conv3x3(widths[-1], 2 * config.latent_channels, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
@@ -219,7 +219,7 @@ class Decoder(nnx.Module):
                 for i, width in enumerate(widths)
             ]
         )
-        self.norm_out = group_norm(widths[-1], eps=NORM_EPS, rngs=rngs)
+        self.norm_out = GroupNorm(widths[-1], eps=NORM_EPS, rngs=rngs)
         self.conv_out = conv3x3(widths[-1], 3, rngs=rngs)
         if config.temporal_decoder:
             self.time_conv = TemporalConv(3, 3, rngs=rngs)

@@ -5,11 +5,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 
 from svdjax.errors import UserError
-from svdjax.models.layers import TemporalConv, alpha_blend
+from svdjax.models.layers import GroupNorm, TemporalConv, alpha_blend
 from svdjax.models.resnet import VideoResBlock
 from svdjax.models.vae import VAE, VAEConfig, each_frame
 from svdjax.typing import Array, Float
@@ -132,9 +131,9 @@ def _temporal_half(block: VideoResBlock, x: Array, chunk: int) -> Array:
     return _write_chunks(blend, x, chunk)
 
 
-def _norm_silu_conv(norm: nnx.GroupNorm, conv: TemporalConv, x: Array) -> Callable[[Array, int], Array]:
+def _norm_silu_conv(norm: GroupNorm, conv: TemporalConv, x: Array) -> Callable[[Array, int], Array]:
     """Norm over the whole video, SiLU and convolution over frames, computed for any run of frames."""
-    normalise = _normaliser(norm, x)
+    scale, shift = norm.affine(x)
     t = x.shape[1]
 
     def run(start: Array, size: int) -> Array:
@@ -143,31 +142,11 @@ def _norm_silu_conv(norm: nnx.GroupNorm, conv: TemporalConv, x: Array) -> Callab
         run_of_frames = jnp.concatenate([before, _frames(x, start, size), after], axis=1)
         index = start - 1 + jnp.arange(size + 2)
         inside = ((index >= 0) & (index < t))[:, None, None, None]
+        normalised = (run_of_frames * scale + shift).astype(x.dtype)
         # the convolution pads its own input, after norm and SiLU, with zeros
-        return conv(jnp.where(inside, jax.nn.silu(normalise(run_of_frames)), 0), padded=False)
+        return conv(jnp.where(inside, jax.nn.silu(normalised), 0), padded=False)
 
     return run
-
-
-def _normaliser(norm: nnx.GroupNorm, x: Float[Array, "b t h w c"]) -> Frames:
-    """The group norm with statistics of all of ``x``, to be applied to parts of it."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-
-    def over_group(sums: Float[Array, "b c"]) -> Float[Array, "b c"]:
-        groups = sums.reshape(x.shape[0], norm.num_groups, norm.group_size).mean(-1)
-        return jnp.repeat(groups, norm.group_size, axis=1)
-
-    def per_channel(values: Float[Array, "b c"]) -> Float[Array, "b 1 1 1 c"]:
-        return values[:, None, None, None, :]
-
-    mean = per_channel(over_group(x.astype(wide).mean((1, 2, 3))))
-    variance = over_group(jnp.square(x.astype(wide) - mean).mean((1, 2, 3)))
-    multiplier = per_channel(lax.rsqrt(variance + norm.epsilon) * norm.scale[...])
-
-    def apply(part: Array) -> Array:
-        return ((part - mean) * multiplier + norm.bias[...]).astype(part.dtype)
-
-    return apply
 
 
 def _blank(shape: tuple[int, ...], dtype: jnp.dtype, *, after: Array) -> Array:
