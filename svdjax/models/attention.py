@@ -20,12 +20,11 @@ from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
 
 from svdjax.typing import Array, Float
 
-# Score matrices of up to this many numbers are made whole: 1 M on a CPU, where they should stay in cache, and
-# 512 M (2 GiB in float32) on accelerators.
-_WHOLE_ON_CPU = 2**20
+# Score matrices of up to this many numbers are made whole: 7 M on a CPU, 512 M (2 GiB in float32) elsewhere.
+_WHOLE_ON_CPU = 7 * 2**20
 _WHOLE_ON_ACCELERATOR = 2**29
-# Beyond that, one block of scores has about this many numbers.
-_BLOCK_ON_CPU = 2**19
+# Beyond that, one block of scores has about this many numbers; on a CPU it should stay in cache.
+_BLOCK_ON_CPU = 2**21
 _BLOCK_ON_ACCELERATOR = 2**24
 # Splash beats XLA's attention on TPU from 2304 tokens; at 9216 the latter does not even fit.
 _SPLASH_TOKENS = 2304
@@ -108,20 +107,24 @@ def _whole(q: Array, k: Array, v: Array) -> Array:
 
 
 def _blocked(q: Array, k: Array, v: Array, budget: int) -> Array:
-    """One head of one batch element at a time, by blocks of queries; the backward pass recomputes scores."""
+    """A few heads at a time, or one head by blocks of queries; the backward pass recomputes the scores."""
     b, s, n, d = q.shape
-    rows = max(256, budget // k.shape[1])
+    per_head = s * k.shape[1]
+    sizes = (size for size in range(1, b * n + 1) if b * n % size == 0 and size * per_head <= budget)
+    together = max(sizes, default=1)
+    blocks = -(-per_head // budget)
+    rows = -(-s // blocks)
+    attend = jax.checkpoint(jax.vmap(_softmax_matmul))
 
-    def head(qkv: tuple[Array, Array, Array]) -> Array:
+    def heads(qkv: tuple[Array, Array, Array]) -> Array:
         q, k, v = qkv
-        block = jax.checkpoint(lambda q: _softmax_matmul(q, k, v))
-        if s <= rows:
-            return block(q)
-        blocks = jnp.pad(q, ((0, -s % rows), (0, 0))).reshape(-1, rows, d)
-        return lax.map(block, blocks).reshape(-1, d)[:s]
+        if blocks == 1:
+            return attend(q, k, v)
+        parts = jnp.pad(q, ((0, 0), (0, blocks * rows - s), (0, 0))).reshape(blocks, 1, rows, d)
+        return lax.map(lambda part: attend(part, k, v), parts).reshape(1, -1, d)[:, :s]
 
-    heads = tuple(x.transpose(0, 2, 1, 3).reshape(b * n, -1, d) for x in (q, k, v))
-    return lax.map(head, heads).reshape(b, n, s, d).transpose(0, 2, 1, 3)
+    groups = tuple(x.transpose(0, 2, 1, 3).reshape(-1, together, x.shape[1], d) for x in (q, k, v))
+    return lax.map(heads, groups).reshape(b, n, s, d).transpose(0, 2, 1, 3)
 
 
 def _softmax_matmul(q: Float[Array, "s d"], k: Float[Array, "s_k d"], v: Float[Array, "s_k d"]) -> Array:

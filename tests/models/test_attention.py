@@ -23,15 +23,15 @@ def normals(seed, *shapes):
     return [2 * jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
-@pytest.mark.parametrize(("s", "s_k"), [(9, 9), (700, 700), (700, 77), (1500, 1500)])
+@pytest.mark.parametrize(("s", "s_k"), [(9, 9), (700, 700), (700, 77), (1501, 1500)])
 def test_attention_is_the_formula(s, s_k):
     q, k, v = normals(s, (2, s, 3, 16), (2, s_k, 3, 16), (2, s_k, 3, 16))
     np.testing.assert_allclose(jax.jit(attention)(q, k, v), formula(q, k, v), atol=2e-5)
 
 
-@pytest.mark.parametrize("budget", [256 * 600, 2**30])
+@pytest.mark.parametrize("budget", [256 * 600, 600 * 600, 2 * 600 * 600, 2**30])
 def test_blocks_give_the_same_values_and_gradients_as_whole_scores(budget):
-    """600 queries in blocks of 256 need padding; the large budget takes one block."""
+    """A head in three blocks of 200 queries, whole, two heads together, and all."""
     qkv = normals(1, *[(2, 600, 2, 8)] * 3)
 
     def loss(attend):
