@@ -7,6 +7,7 @@ parameters     under our dotted paths                             ``params`` of 
 extras         under ``extras.`` and their original key           ``extras`` of the same pytree
 configuration  ``config`` in the metadata                         ``config.json``
 texts          ``files`` in the metadata                          ``files.json``
+sizes                                                             ``contents.json``, of each file of ``weights/``
 =============  =================================================  ==================================================
 """
 
@@ -30,7 +31,7 @@ from svdjax.typing import Array
 
 FORMAT = "svdjax"
 EXTRAS = "extras."
-_WEIGHTS = "weights"
+_WEIGHTS, _CONTENTS = "weights", "contents.json"
 _CARRIED = re.compile(r"([a-z_]+/)?\w[\w.-]*")  # such texts are written later on: no path may lead elsewhere
 # Bytes at a time. Orbax holds about four times as much while it reads; many small calls cost it time.
 _WRITTEN_AT_ONCE, _READ_AT_ONCE = 256 * 2**20, 64 * 2**20
@@ -109,7 +110,27 @@ def write_native_folder(checkpoint: Checkpoint, folder: Path, progress: Progress
                 progress(sum(tensors[name].nbytes for name in names))
         ocp.partial.finalize(weights)
     (folder / "files.json").write_text(json.dumps(checkpoint.files), "utf-8")
+    (folder / _CONTENTS).write_text(json.dumps(_sizes(folder / _WEIGHTS)), "utf-8")
     (folder / "config.json").write_text(checkpoint.config.to_json(), "utf-8")
+
+
+def _sizes(weights: Path) -> dict[str, int]:
+    """Bytes of every file below a folder."""
+    files = (path for path in sorted(weights.rglob("*")) if path.is_file())
+    return {path.relative_to(weights).as_posix(): path.stat().st_size for path in files}
+
+
+def _check_contents(folder: Path) -> None:
+    """Orbax finds a lost or cut file only while it reads, and its other reads then complain in the background.
+
+    Raises:
+        UserError: names the first such file.
+    """
+    found = _sizes(folder / _WEIGHTS)
+    for name, size in json.loads((folder / _CONTENTS).read_text("utf-8")).items():
+        if found.get(name) != size:
+            state = "missing" if name not in found else f"{found[name]} bytes long instead of {size}"
+            raise UserError(f"{folder / _WEIGHTS / name}: {state}: the checkpoint is damaged; copy it again")
 
 
 def _context(*, partial_load: bool = False) -> Any:
@@ -143,6 +164,7 @@ def read_native_folder(folder: Path) -> Checkpoint:
         config = SVDConfig.from_json((folder / "config.json").read_text("utf-8"), where=f"{what}/config.json")
         text = (folder / "files.json").read_text("utf-8") if (folder / "files.json").exists() else "{}"
         files = _texts(text, f"{what}/files.json")
+        _check_contents(folder)
         weights = (folder / _WEIGHTS).absolute()
         tree = ocp.metadata(weights).metadata
         leaves = {group: dict(tree.get(group) or {}) for group in ("params", "extras")}

@@ -276,10 +276,14 @@ def test_a_damaged_directory(originals, tmp_path):
     (folder / "config.json").write_text(text.replace("in_channels", "in_channel"))
     refused(folder, "config.json: not a configuration of svdjax: unknown fields in_channel")
     (folder / "config.json").write_text(text)
-    for path in (folder / "weights").rglob("manifest.ocdbt"):
-        path.unlink()
-    with pytest.raises(UserError, match="damaged"):
-        load_model(folder)
+    largest = max((folder / "weights").rglob("*"), key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    largest.write_bytes(content[:-100])
+    refused(folder, rf"{largest.name}: {len(content) - 100} bytes long instead of {len(content)}: .*copy it again")
+    largest.unlink()
+    refused(folder, f"{largest.name}: missing: the checkpoint is damaged")
+    (folder / "contents.json").write_text("{")
+    refused(folder, "native: a damaged checkpoint")
 
 
 def test_outputs(originals, tmp_path):
