@@ -27,7 +27,7 @@ from svdjax.training.samples import sample_clips
 from svdjax.training.vae_stage import encode_video
 
 SAMPLES = 64
-BATCH = 16
+RECONSTRUCTED = 16
 SEED = 2
 
 
@@ -54,14 +54,9 @@ def measure(checkpoint: Path) -> dict[str, object]:
     images = np.stack([clip[0] for clip in clips])
     buckets = np.random.default_rng(SEED).permutation(np.linspace(1, 255, SAMPLES)).astype(np.float32)
     start = time.perf_counter()
-    videos = np.concatenate(
-        [
-            sample_clips(model, images[i : i + BATCH], buckets[i : i + BATCH], seed=SEED + i)
-            for i in range(0, SAMPLES, BATCH)
-        ]
-    )
+    videos = sample_clips(model, images, buckets, seed=SEED)
     flow = np.array([mean_flow(video) for video in videos])
-    video = np.stack(clips[:BATCH])
+    video = np.stack(clips[:RECONSTRUCTED])
     return {
         "checkpoint": str(checkpoint),
         "samples": SAMPLES,

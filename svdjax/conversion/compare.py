@@ -14,7 +14,6 @@ import numpy as np
 import tyro
 from flax import nnx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from svdjax.conversion.checkpoint import Options
@@ -26,6 +25,7 @@ from svdjax.diffusion import SAMPLERS, Denoise, Denoiser, Trajectory, VPredictio
 from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SVDConfig
+from svdjax.progress import step_bar
 from svdjax.sampling.decode import decode_frames
 from svdjax.sampling.images import to_uint8
 from svdjax.sampling.pipeline import decoder_dtype, guidance_of, schedule_of
@@ -287,9 +287,8 @@ def _measure(args: Compare, recording: Recording, console: Console) -> tuple[lis
             f"{known.unet.norm_eps}: expect differences around 1e-4"
         )
     comparison = Comparison(model, recording)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     rows: list[Row] = []
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with step_bar(Console(stderr=True)) as progress:
         parts = progress.add_task("parts", total=3)
         for part in (comparison.conditioning, comparison.unet, comparison.decoder):
             rows += part()

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from svdjax.conversion.checkpoint import Options
 from svdjax.conversion.convert import convert
@@ -19,6 +18,7 @@ from svdjax.conversion.recording import Recording
 from svdjax.conversion.source import open_checkpoint
 from svdjax.errors import UserError, require
 from svdjax.models.svd import SamplingDefaults, SVDConfig
+from svdjax.progress import step_bar
 from svdjax.sampling.images import Fit, read_image
 
 DEMO_PHOTO = Path(__file__).parents[1] / "assets" / "demo_photo.png"
@@ -123,8 +123,7 @@ def run(args: Record) -> None:
     )
     with _diffusers_folder(args.checkpoint, options, console) as folder:
         pipe = reference.open_pipeline(folder, args.dtype, sgm_eps=config.unet.norm_eps == "sgm")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with step_bar(console) as progress:
         steps = progress.add_task("reference", total=values.steps)
         results = reference.run_reference(pipe, inputs, on_step=lambda step: progress.advance(steps))
     about = {

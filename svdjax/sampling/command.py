@@ -12,20 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
 from svdjax.conversion.checkpoint import Options
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.video import write_video
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SamplingDefaults
+from svdjax.progress import step_bar
 from svdjax.sampling.images import Fit, read_image
 from svdjax.sampling.pipeline import Pipeline, SamplerName, ScheduleName, Settings, size_multiple
 
@@ -57,6 +51,7 @@ class Sample:
         noise_aug: noise on the photo before the encoder; more lets the video depart from it.
         seed: the same seed gives the same video.
         num_videos: videos per photo.
+        per_device: videos that a device works on at once.
         chunk: frames to decode at once; fewer need less memory.
         decode: exact equals decoding all frames at once; reference decodes chunks alone, as PyTorch does.
         variant: which files of a diffusers folder, for example fp16.
@@ -81,6 +76,7 @@ class Sample:
     noise_aug: float | None = None
     seed: int = 23
     num_videos: int = 1
+    per_device: int = 1
     chunk: int | None = None
     decode: Literal["exact", "reference"] = "exact"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -103,7 +99,8 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
         "width": values.width,
         "steps": values.steps,
     }
-    for name, value in {**at_least_one, "num-videos": args.num_videos, "chunk": args.chunk}.items():
+    counts = {"num-videos": args.num_videos, "per-device": args.per_device, "chunk": args.chunk}
+    for name, value in {**at_least_one, **counts}.items():
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     if not 0 <= values.noise_aug < float("inf"):
@@ -119,6 +116,7 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
         sampler=args.sampler,
         schedule=args.schedule,
         seed=args.seed,
+        per_device=args.per_device,
         chunk=args.chunk,
         decode=args.decode,
     )
@@ -159,7 +157,7 @@ def run(args: Sample) -> list[Path]:
     images = np.repeat(images, args.num_videos, axis=0)
     _make_folder(args.out)
     model = load_model(args.checkpoint, dtype=DTYPES[dtype], options=options)
-    with _progress(console) as progress:
+    with step_bar(console) as progress:
         videos, timings = _animate(model, settings, images, progress)
     paths = output_paths(photos, args)
     metadata = {"checkpoint": args.checkpoint, "dtype": dtype, **_flat(settings)}
@@ -186,15 +184,10 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"--out {path}: cannot write there ({error.strerror})") from None
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console)
-
-
 def _animate(
     model: SVD, settings: Settings, images: np.ndarray, progress: Progress
 ) -> tuple[np.ndarray, dict[str, float]]:
-    steps = progress.add_task("sampling", total=settings.defaults.steps * len(images))
+    steps = progress.add_task("sampling", total=settings.defaults.steps * -(-len(images) // settings.per_device))
     pipeline = Pipeline(model, settings, on_step=lambda step: progress.advance(steps))
     videos = pipeline(images)
     return videos, pipeline.timings.seconds

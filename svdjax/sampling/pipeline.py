@@ -43,6 +43,7 @@ class Settings:
         defaults: sizes, steps, guidance and conditioning values.
         sampler, schedule: names of the sampler and of the noise levels that it steps through.
         seed: video i of a seed is the same whatever the number of devices and of other videos.
+        per_device: videos that a device works on at once.
         chunk: frames decoded at once, or None for all.
         decode: ``exact`` equals decoding all frames at once; ``reference`` decodes chunks alone, with seams.
     """
@@ -51,6 +52,7 @@ class Settings:
     sampler: SamplerName = "euler"
     schedule: ScheduleName = "karras"
     seed: int = 23
+    per_device: int = 1
     chunk: int | None = None
     decode: Literal["exact", "reference"] = "exact"
 
@@ -99,7 +101,7 @@ def decoder_dtype(vae: VAE) -> np.dtype:
 
 
 class Pipeline:
-    """A loaded model made ready to sample: three stages, compiled once, one video per device at a time.
+    """A loaded model made ready to sample: three stages, compiled once, each device with videos of its own.
 
     Attributes:
         timings: seconds spent per stage so far.
@@ -111,7 +113,7 @@ class Pipeline:
         Args:
             model: its parameters' type is the type to compute in.
             settings: how to sample.
-            on_step: called on the host after each sampler step of each video.
+            on_step: called on the host after each sampler step of each device.
         """
         self.timings = Timings()
         self._settings = settings
@@ -120,23 +122,32 @@ class Pipeline:
         self._config = model.config
         self._graph, self._state = nnx.split(model)
 
-    def __call__(self, images: Float[ndarray, "b h w 3"]) -> UInt8[ndarray, "b t h w 3"]:
+    def __call__(
+        self, images: Float[ndarray, "b h w 3"], motion_buckets: Float[ndarray, " b"] | None = None
+    ) -> UInt8[ndarray, "b t h w 3"]:
         """Animate pictures.
 
         Args:
             images: float32 in [-1, 1]; sizes that are no multiple of :func:`size_multiple` are padded for the
                 networks and cropped back.
+            motion_buckets: 1 (still) to 255 of each video, if not the settings' for all.
 
         Returns:
             The frames of each video.
         """
-        devices = jax.devices()[: len(images)]
+        count, per_device = len(images), self._settings.per_device
+        if motion_buckets is None:
+            motion_buckets = np.full(count, self._settings.defaults.motion_bucket, np.float32)
+        devices = jax.devices()[: -(-count // per_device)]
+        at_once = len(devices) * per_device
         mesh = Mesh(np.array(devices), ("data",))
         stages = [self._on_each_device(stage, mesh) for stage in (self.condition, self.sample, self.decode)]
         # The last group is filled up with its own pictures again, so that every group has the same shapes.
-        groups = np.arange(-(-len(images) // len(devices)) * len(devices)).reshape(-1, len(devices))
-        frames = [self._group(images[group % len(images)], group, stages) for group in groups]
-        return np.concatenate(frames)[: len(images)]
+        groups = np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
+        frames = [
+            self._group(images[group % count], motion_buckets[group % count], group, stages) for group in groups
+        ]
+        return np.concatenate(frames)[:count]
 
     def _on_each_device(self, stage: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         """Compile a stage to run on every device alone: no stage needs to communicate."""
@@ -154,12 +165,14 @@ class Pipeline:
 
         return lambda *batch: self.timings.measure(stage.__name__, lambda: run(state, *batch))
 
-    def _group(self, images: ndarray, videos: ndarray, stages: Sequence[Callable[..., Any]]) -> ndarray:
-        """Sample one video on each device."""
+    def _group(
+        self, images: ndarray, motion_buckets: ndarray, videos: ndarray, stages: Sequence[Callable[..., Any]]
+    ) -> ndarray:
+        """Sample one group of videos on all devices."""
         condition, sample, decode = stages
         height, width = images.shape[1:3]
         padded = np.stack([pad_to_multiple(image, size_multiple(self._config)) for image in images])
-        frames = decode(sample(condition(images, padded, videos), videos))
+        frames = decode(sample(condition(images, padded, motion_buckets, videos), videos))
         return to_uint8(np.asarray(frames[:, :, :height, :width]))
 
     def condition(
@@ -167,6 +180,7 @@ class Pipeline:
         model: SVD,
         images: Float[Array, "b h w 3"],
         padded: Float[Array, "b h2 w2 3"],
+        motion_buckets: Float[Array, " b"],
         videos: Int[Array, " b"],
     ) -> Conditioning:
         """First stage: pictures to conditioning. CLIP sees the picture without its padding."""
@@ -180,7 +194,7 @@ class Pipeline:
             image=padded,
             clip_image=preprocess(images, size=self._config.image_encoder.image_size),
             fps=full(defaults.fps),
-            motion_bucket=full(defaults.motion_bucket),
+            motion_bucket=motion_buckets,
             noise_aug=full(defaults.noise_aug),
             noise=video_noise(noise_key, videos, padded.shape[1:]),
         )

@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import grain
@@ -13,10 +14,19 @@ from rich.console import Console
 
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD
+from svdjax.progress import step_bar
 from svdjax.training.checkpoint import Checkpoints
 from svdjax.training.loop import Hook, Moment
 from svdjax.training.stage import Batch, Metrics, Stage
 from svdjax.training.step import Frozen, make_loss
+
+
+@contextmanager
+def progress_bar(stage: Stage, console: Console) -> Iterator[Hook]:
+    """While active: a bar at the bottom of the terminal, and the hook that moves it."""
+    with step_bar(console, transient=True) as bar:
+        task = bar.add_task(stage.name, total=stage.steps)
+        yield lambda moment: bar.update(task, completed=moment.step)
 
 
 class MetricsLog:

@@ -113,7 +113,10 @@ class StageRun:
         data = stage.iterator(self.model, self.clips, seed=self.config.seed)
         optimizer = make_optimizer(stage.optim, stage.steps)
         state = new_state(self.params, optimizer)
-        with Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints:
+        with (
+            Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
+            on.progress_bar(stage, self.console) as bar,
+        ):
             if checkpoints.latest is not None:
                 state = checkpoints.restore(state, data)
                 self.console.print(f"{stage.name}: resuming at step {checkpoints.latest}")
@@ -123,7 +126,7 @@ class StageRun:
                 data,
                 train_step=make_train_step(stage, abstract(SVD, self.model.config), optimizer, self.config.seed),
                 steps=stage.steps,
-                hooks=self._hooks(checkpoints, data),
+                hooks=[every(1, bar), *self._hooks(checkpoints, data)],
                 stop=stop,
             )
             if int(state.step) < stage.steps:
