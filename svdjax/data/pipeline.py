@@ -82,7 +82,7 @@ def clip_batches(
         options: ``host``, ``hosts``, ``epochs``, ``threads`` of `batches`.
 
     Raises:
-        UserError: too few clips to fill a batch; while iterating: too many bad videos.
+        UserError: too few clips (see `batches`); while iterating: too many bad videos.
     """
     return batches(
         InMemory(source, sampling.size) if in_memory else source,
@@ -113,13 +113,15 @@ def batches(
         cut: makes an item of a source's element, with random numbers of its own.
         bad: takes note of elements that raise UserError, which are then left out; None lets the error through.
         host, hosts: this host's number and how many there are; each epoch's elements are dealt out among them.
-        epochs: None for ever. The last, smaller batch is dropped.
+        epochs: None for ever, and then a few long videos fill a batch of many clips. Else the last, smaller batch
+            is dropped.
         threads: elements read side by side.
 
     Raises:
-        UserError: fewer elements than a batch holds on some host.
+        UserError: fewer elements than hosts, or in a finite run than a batch holds on some host.
     """
-    if len(source) // hosts < batch_size:
+    least = 1 if epochs is None else batch_size
+    if len(source) // hosts < least:
         raise UserError(
             f"{len(source)} clips on {hosts} host(s) do not fill a batch of {batch_size}: use a smaller batch"
         )

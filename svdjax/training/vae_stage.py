@@ -24,8 +24,7 @@ class VAEStage(Stage):
 
     The loss is l1 |e| + l2 e^2 on the reconstruction error e, averaged over values, plus ``kl`` times the
     divergence of the posterior from a standard normal, averaged over latent values. ``frames`` are cut from each
-    clip: more clips of fewer frames make a batch of the same cost more varied; 3 show the temporal layers both
-    the middle and the ends of a clip.
+    clip, all of them by default: a decoder that has only seen 3 frames loses 8 dB in the middle of 8.
     """
 
     name: ClassVar[str] = "vae"

@@ -193,11 +193,21 @@ def test_too_many_bad_videos_stop_the_run(videos, notes, message, caplog):
         assert "too short or slow" in caplog.text
 
 
+def test_few_videos_fill_a_larger_batch_with_different_clips():
+    source = Listed([encode(ramp(20))] * 2)
+    sampling = ClipSampling(frames=2, fps=(4.0, 5.0), size=(8, 8))
+    (batch,) = take(clip_batches(source, sampling, batch_size=6, seed=0), 1)
+    assert batch["video"].shape == (6, 2, 8, 8, 3)
+    assert len({clip.tobytes() for clip in batch["video"]}) > 2
+
+
 def test_impossible_requests_are_refused_at_once(sprites):
     with pytest.raises(UserError, match="do not fill a batch"):
-        clip_batches(sprites, RANDOM, batch_size=21, seed=0)
+        clip_batches(sprites, RANDOM, batch_size=21, seed=0, epochs=1)
     with pytest.raises(UserError, match="do not fill a batch"):
-        clip_batches(sprites, RANDOM, batch_size=6, seed=0, hosts=4)
+        clip_batches(sprites, RANDOM, batch_size=6, seed=0, hosts=4, epochs=1)
+    with pytest.raises(UserError, match="do not fill a batch"):
+        clip_batches(sprites, RANDOM, batch_size=1, seed=0, hosts=21)
     with pytest.raises(UserError, match="mirrored"):
         ClipSampling(flip=True, captions=True)
     for wrong in ({"frames": 0}, {"fps": (8.0, 7.0)}, {"fps": (0.0, 7.0)}, {"size": (0, 4)}):
