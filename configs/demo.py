@@ -1,7 +1,8 @@
 """The demo: a small autoencoder and a small image-to-video UNet, trained on the built-in world of sprites.
 
 Command:   python train.py            (or: python train.py configs/demo.py --quick)
-Hardware:  any computer; a GPU is used if JAX finds one.
+Hardware:  any computer; a GPU is used if JAX finds one. On 2 Xeon cores the VAE takes 8 minutes, its decoder 3.
+Expected:  on held-out clips of 8 frames the autoencoder reaches 27.7 dB after the decoder's stage.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from svdjax.training import RunConfig
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage, DropRates, LogNormal
 from svdjax.training.optim import OptimConfig
-from svdjax.training.vae_stage import VAEStage
+from svdjax.training.vae_stage import DecoderStage, VAEStage
 
 MODEL = SVDConfig(
     unet=UNetConfig(
@@ -46,11 +47,20 @@ def config() -> RunConfig:
         model=MODEL,
         data=DataConfig(sprites=4096),
         vae=VAEStage(
-            steps=1400,
-            batch=3,
-            validate_every=250,
-            checkpoint_every=250,
-            optim=OptimConfig(rate=2e-3, b2=0.99, warmup=100, final=0.02, weight_decay=0.0),
+            steps=1200,
+            batch=16,
+            frames=1,
+            validate_every=200,
+            checkpoint_every=200,
+            optim=OptimConfig(rate=2e-3, b2=0.99, warmup=100, final=0.05, weight_decay=0.0),
+            ema_decay=0.99,
+        ),
+        decoder=DecoderStage(
+            steps=500,
+            batch=2,
+            validate_every=100,
+            checkpoint_every=100,
+            optim=OptimConfig(rate=1e-3, b2=0.99, warmup=50, final=0.02, weight_decay=0.0),
             ema_decay=0.99,
         ),
         unet=DiffusionStage(

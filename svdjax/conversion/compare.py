@@ -228,6 +228,8 @@ def check_architecture(model: SVDConfig, recorded: SVDConfig, what: str) -> None
     """
     if (model.task, model.preconditioning) != (recorded.task, recorded.preconditioning):
         raise UserError(f"{what}: for {model.task}, but the recording is of a model for {recorded.task}")
+    if model.image_encoder is None:
+        raise UserError(f"{what}: has no image encoder: give the whole checkpoint, not a part of it")
     for part in ("unet", "vae", "image_encoder"):
         ours, theirs = (dataclasses.asdict(getattr(c, part)) for c in (model, recorded))
         for name in ours.keys() - {"norm_eps", "remat"}:

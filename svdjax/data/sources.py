@@ -15,7 +15,7 @@ import grain
 from svdjax.data.decoding import SUFFIXES, decode_all, probe
 from svdjax.data.motion import MotionBuckets, motion_score
 from svdjax.data.records import FORMAT, ClipRecord, unpack
-from svdjax.errors import UserError
+from svdjax.errors import UserError, require
 
 log = logging.getLogger(__name__)
 ANNOTATIONS = "svdjax-annotations.json"
@@ -105,6 +105,8 @@ class FolderSource:
         if not files:
             raise UserError(f"{directory} holds no videos ({' '.join(SUFFIXES)}): give another folder")
         cache = _read_cache(directory)
+        if not cache:
+            require("cv2", "measure")  # or every file would seem to be bad
         bad = BadClips(max_share=max_bad, what=f"files in {directory}")
         measured: dict[str, dict[str, Any]] = {}
         for file in files:

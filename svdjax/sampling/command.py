@@ -145,9 +145,14 @@ def run(args: Sample) -> list[Path]:
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     # Everything that can be wrong is looked at before the weights are read, which may take minutes.
     options = Options(variant=args.variant, head_dim=args.head_dim, clip_heads=args.clip_heads)
-    config = open_checkpoint(args.checkpoint, options).config
+    checkpoint = open_checkpoint(args.checkpoint, options)
+    for notice in checkpoint.notices:
+        console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    config = checkpoint.config
     if config.task != "image_to_video":
         raise UserError(f"{args.checkpoint}: a checkpoint for {config.task}, not for image_to_video")
+    if config.image_encoder is None:
+        raise UserError(f"{args.checkpoint}: has no image encoder: give the whole checkpoint, not a part of it")
     settings = resolve(args, config.defaults)
     size = settings.defaults.height, settings.defaults.width
     multiple = size_multiple(config)

@@ -121,6 +121,7 @@ class Pipeline:
         self._task = ImageToVideo(config=model.config)
         self._config = model.config
         self._graph, self._state = nnx.split(model)
+        self._stages_on: dict[tuple[jax.Device, ...], Sequence[Callable[..., Any]]] = {}
 
     def __call__(
         self, images: Float[ndarray, "b h w 3"], motion_buckets: Float[ndarray, " b"] | None = None
@@ -135,13 +136,13 @@ class Pipeline:
         Returns:
             The frames of each video.
         """
-        count, per_device = len(images), self._settings.per_device
+        count = len(images)
+        per_device = min(self._settings.per_device, count)
         if motion_buckets is None:
             motion_buckets = np.full(count, self._settings.defaults.motion_bucket, np.float32)
         devices = jax.devices()[: -(-count // per_device)]
         at_once = len(devices) * per_device
-        mesh = Mesh(np.array(devices), ("data",))
-        stages = [self._on_each_device(stage, mesh) for stage in (self.condition, self.sample, self.decode)]
+        stages = self._stages(tuple(devices))
         # The last group is filled up with its own pictures again, so that every group has the same shapes.
         groups = np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
         frames = [
@@ -149,9 +150,18 @@ class Pipeline:
         ]
         return np.concatenate(frames)[:count]
 
-    def _on_each_device(self, stage: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    def _stages(self, devices: tuple[jax.Device, ...]) -> Sequence[Callable[..., Any]]:
+        """The three stages on these devices, which share one copy of the weights on each."""
+        if devices not in self._stages_on:
+            mesh = Mesh(np.array(devices), ("data",))
+            state = jax.device_put(self._state, NamedSharding(mesh, P()))
+            self._stages_on[devices] = [
+                self._on_each_device(stage, mesh, state) for stage in (self.condition, self.sample, self.decode)
+            ]
+        return self._stages_on[devices]
+
+    def _on_each_device(self, stage: Callable[..., Any], mesh: Mesh, state: PyTree) -> Callable[..., Any]:
         """Compile a stage to run on every device alone: no stage needs to communicate."""
-        state = jax.device_put(self._state, NamedSharding(mesh, P()))
 
         @jax.jit
         def run(state: PyTree, *batch: PyTree) -> Any:

@@ -16,7 +16,7 @@ from svdjax.models.svd import SVDConfig
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.stage import Stage
-from svdjax.training.vae_stage import VAEStage
+from svdjax.training.vae_stage import DecoderStage, VAEStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class RunConfig:
         quick: train a twentieth of the steps, to see everything work within minutes.
         export_dtype: type of the weights in the final ``model.safetensors``.
         model: sizes of the networks. data: the clips.
-        vae, unet: the stages, in the order in which they run; None leaves one out.
+        vae, decoder, unet: the stages, in the order in which they run; None leaves one out.
     """
 
     out: Path = Path("runs/run")
@@ -41,11 +41,12 @@ class RunConfig:
     model: SVDConfig
     data: DataConfig = field(default_factory=DataConfig)
     vae: VAEStage | None = None
+    decoder: DecoderStage | None = None
     unet: DiffusionStage | None = None
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order, with the step counts that ``quick`` asks for."""
-        stages = [stage for stage in (self.vae, self.unet) if stage is not None]
+        stages = [stage for stage in (self.vae, self.decoder, self.unet) if stage is not None]
         return [_quick(stage) for stage in stages] if self.quick else stages
 
     def to_json(self) -> str:

@@ -52,18 +52,22 @@ class Clips:
             seed: of the order and of what is cut out.
             frames: frames per clip, if not those of the configuration.
         """
-        sampling = replace(self.config.sampling, frames=frames or self.config.sampling.frames)
         return iter(
-            clip_batches(self.train, sampling, batch_size=batch, seed=seed, in_memory=self.config.in_memory)
+            clip_batches(
+                self.train, self._sampling(frames), batch_size=batch, seed=seed, in_memory=self.config.in_memory
+            )
         )
 
     def fixed_train(self) -> FixedClips:
         """One clip of each training video, always the same."""
         return FixedClips(self.train, self.config.sampling)
 
-    def held_out(self, *, batch: int, count: int) -> Sequence[dict[str, np.ndarray]]:
+    def _sampling(self, frames: int | None) -> ClipSampling:
+        return replace(self.config.sampling, frames=frames or self.config.sampling.frames)
+
+    def held_out(self, *, batch: int, count: int, frames: int | None = None) -> Sequence[dict[str, np.ndarray]]:
         """At most ``count`` batches of validation clips, always the same."""
-        clips = FixedClips(self.validation, self.config.sampling)
+        clips = FixedClips(self.validation, self._sampling(frames))
         starts = range(0, max(len(clips) - batch, 0) + 1, batch)[:count]
         return [to_batch([clips[i] for i in range(s, min(s + batch, len(clips)))]) for s in starts]
 

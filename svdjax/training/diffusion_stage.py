@@ -1,4 +1,4 @@
-"""Second stage: the image-to-video UNet, in the latent space of the frozen autoencoder."""
+"""The diffusion stage: the image-to-video UNet, in the latent space of the frozen autoencoder."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -41,7 +41,7 @@ def with_latents(vae: VAE, source: Source, *, batch: int = 32) -> LatentSource:
         padded = records + [records[-1]] * (batch - len(records))
         latents = np.asarray(encode(state, to_batch(padded)["video"]))
         clips += [
-            {**record, "video": record["video"][:1], "latents": latent}
+            {**record, "video": record["video"][:1].copy(), "latents": latent}
             for record, latent in zip(records, latents[: len(records)], strict=True)
         ]
     return LatentSource(clips)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 from rich.console import Console
 
 from svdjax.errors import UserError
@@ -104,7 +106,7 @@ class StageRun:
         self.frozen: Frozen = {path: value for path, value in flat.items() if not stage.trains(path)}
         if not self.params:
             raise UserError(f"stage {stage.name} trains no parameter of this model: check the configuration")
-        self.validation: Sequence[Batch] = clips.held_out(batch=stage.batch, count=VALIDATION_BATCHES)
+        self.validation: Sequence[Batch] = stage.held_out(clips, count=VALIDATION_BATCHES)
 
     def train(self, stop: Callable[[], bool]) -> Stopped | None:
         """Train to the end and write the stage's model; or save a checkpoint and say where it stopped."""
@@ -130,6 +132,11 @@ class StageRun:
                 stop=stop,
             )
             if int(state.step) < stage.steps:
+                if not jnp.isfinite(optax.tree.norm(state.params)):
+                    raise UserError(
+                        f"stage {stage.name} stopped at step {int(state.step)} with weights that are not finite, "
+                        f"which are not saved: lower --{stage.name}.optim.rate, and run again"
+                    )
                 checkpoints.save(state, data, self.config.to_json())
                 return Stopped(stage.name, int(state.step))
         self._finish(state)

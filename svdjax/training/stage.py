@@ -53,6 +53,10 @@ class Stage(ABC):
         """Training batches; a stage may compute something of the clips beforehand."""
         return clips.iterator(batch=self.batch, seed=seed)
 
+    def held_out(self, clips: Clips, *, count: int) -> Sequence[Batch]:
+        """Validation batches, like those of training."""
+        return clips.held_out(batch=self.batch, count=count)
+
     def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
         """The model's configuration after training; a stage may measure it on a few held-out batches."""
         return model.config

@@ -77,6 +77,17 @@ def test_a_video_does_not_depend_on_its_neighbours_or_on_the_devices(model):
 
 
 @pytest.mark.slow
+def test_several_videos_on_a_device_and_a_motion_bucket_for_each(model):
+    images = pictures(3)
+    alone = Pipeline(model, Settings(defaults=DEFAULTS))(images)
+    buckets = np.float32([DEFAULTS.motion_bucket, DEFAULTS.motion_bucket, 255])
+    together = Pipeline(model, Settings(defaults=DEFAULTS, per_device=2))(images, buckets)
+    difference = np.abs(together.astype(int) - alone)
+    assert difference[:2].max() <= 1  # rounding differs with the number of videos in a batch
+    assert difference[2].max() > 1
+
+
+@pytest.mark.slow
 def test_the_command_writes_videos_with_their_settings(checkpoint, photo, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     argv = ("sample", photo, "--checkpoint", checkpoint, "--out", out, "--num-videos", 2, "--height", 18)

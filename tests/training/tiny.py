@@ -12,7 +12,7 @@ from svdjax.training import RunConfig
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.optim import OptimConfig
-from svdjax.training.vae_stage import VAEStage
+from svdjax.training.vae_stage import DecoderStage, VAEStage
 
 MODEL = SVDConfig(
     unet=UNetConfig(
@@ -42,6 +42,7 @@ def tiny_run(root: Path, *, name: str = "run", vae_steps: int = 4, unet_steps: i
             sprites_validation=8,
             world=World(height=16, width=16, frames=2),
         ),
-        vae=VAEStage(steps=vae_steps, batch=4, optim=OPTIM, **every),
+        vae=VAEStage(steps=vae_steps, batch=4, frames=1, optim=OPTIM, **every),
+        decoder=DecoderStage(steps=2, batch=4, optim=OPTIM, **every),
         unet=DiffusionStage(steps=unet_steps, batch=4, optim=OPTIM, cache_latents=True, **every),
     )
