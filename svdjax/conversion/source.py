@@ -64,11 +64,11 @@ def _open_file(path: Path, options: Options) -> Checkpoint:
         return read_sgm(read_ckpt(path), {}, options, str(path))
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: only a pointer of Git LFS: run `git lfs pull` in its repository")
-    if head.startswith(b"\x80"):
-        raise UserError(
-            f"{path}: an old PyTorch file (before 1.6), which only code can read: save it as .safetensors"
-        )
-    if head[8:9] != b"{":
+    if head[8:9] != b"{":  # a .safetensors file begins with the length of its JSON header, in any bytes
+        if head.startswith(b"\x80"):
+            raise UserError(
+                f"{path}: an old PyTorch file (before 1.6), which only code can read: save it as .safetensors"
+            )
         raise UserError(f"{path}: not a checkpoint: give {KINDS}")
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") == FORMAT:

@@ -85,6 +85,16 @@ def test_truncated(single, keep, message):
     refused(single, message, OPTIONS)
 
 
+def test_a_header_whose_length_begins_like_a_pickle_is_read(single):
+    content = single.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    padding = (0x80 - length) % 256
+    header = (length + padding).to_bytes(8, "little") + content[8 : 8 + length] + b" " * padding
+    assert header.startswith(b"\x80")
+    single.write_bytes(header + content[8 + length :])
+    assert open_checkpoint(single, OPTIONS).params
+
+
 def edited(path, edit):
     """Save the file again after ``edit`` changed its dictionary of arrays."""
     tensors = load_file(path)
