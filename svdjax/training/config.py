@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import tyro
 
@@ -37,7 +38,7 @@ class RunConfig:
     seed: int = 0
     init_from: Path | None = None
     quick: bool = False
-    export_dtype: str = "bfloat16"
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     model: SVDConfig
     data: DataConfig = field(default_factory=DataConfig)
     vae: VAEStage | None = None
