@@ -2,7 +2,7 @@
 
 Command:   python train.py            (or: python train.py configs/demo.py --quick)
 Hardware:  any computer; a GPU is used if JAX finds one. On 2 Xeon cores the VAE takes 8 minutes, its decoder 3.
-Expected:  on held-out clips of 8 frames the autoencoder reaches 27.7 dB after the decoder's stage.
+Expected:  after the decoder's stage 27.3 dB on 64 clips of another seed, encoded and decoded; 25.9 dB on frame 0.
 """
 
 from pathlib import Path

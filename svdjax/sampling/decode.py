@@ -40,7 +40,7 @@ def decode_frames(
     are the same.
 
     XLA's temporaries on a CPU for 14 frames of 256x384 in float32 (SVD's sizes; one feature map of the last
-    level is 0.66 GiB): 5.25 GiB whole, 3.28 / 1.64 / 1.50 GiB exact with chunks of 7 / 2 / 1, and 0.75 GiB as
+    level is 0.66 GiB): 3.28 GiB whole, 2.63 / 1.59 / 1.50 GiB exact with chunks of 7 / 2 / 1, and 0.47 GiB as
     the reference does with chunks of 2. Compiled for a TPU v5e (15.75 GiB), 14 frames of 576x1024 in bfloat16
     need 7.5 GiB exact with chunks of 1.
 
