@@ -27,8 +27,9 @@ MODEL = SVDConfig(
         head_dim=32,
         context_dim=64,
         vector_dim=192,
+        norm_groups=8,
     ),
-    vae=VAEConfig(channels=(16, 16, 32), num_res_blocks=1, latent_channels=8),
+    vae=VAEConfig(channels=(16, 16, 32), num_res_blocks=1, latent_channels=8, norm_groups=4),
     # Random and frozen: a hash of the picture that the UNet may use; the latent carries the detail.
     image_encoder=CLIPVisionConfig(
         width=64, layers=2, heads=2, mlp_dim=128, patch_size=16, image_size=64, projection_dim=64
@@ -47,7 +48,7 @@ def config() -> RunConfig:
         model=MODEL,
         data=DataConfig(sprites=4096),
         vae=VAEStage(
-            steps=1200,
+            steps=1600,
             batch=16,
             frames=1,
             validate_every=200,
@@ -56,10 +57,10 @@ def config() -> RunConfig:
             ema_decay=0.99,
         ),
         decoder=DecoderStage(
-            steps=500,
+            steps=1000,
             batch=2,
-            validate_every=100,
-            checkpoint_every=100,
+            validate_every=200,
+            checkpoint_every=200,
             optim=OptimConfig(rate=1e-3, b2=0.99, warmup=50, final=0.02, weight_decay=0.0),
             ema_decay=0.99,
         ),

@@ -89,6 +89,20 @@ def check_heads(what: str, config: SVDConfig, options: Options) -> None:
             )
 
 
+def check_norm_groups(checkpoint: Checkpoint) -> None:
+    """Check that PyTorch's networks, whose group norms always have 32 groups, compute what this model computes.
+
+    Raises:
+        UserError: they do not.
+    """
+    for name, network in {"UNet": checkpoint.config.unet, "VAE": checkpoint.config.vae}.items():
+        if network.norm_groups != 32:
+            raise UserError(
+                f"{checkpoint.what}: its {name} has norm_groups {network.norm_groups}; diffusers and the original "
+                "code have 32 and would compute something else: choose --to svdjax"
+            )
+
+
 def check_params(what: str, config: SVDConfig, params: dict[str, Tensor]) -> None:
     """Compare parameters with the model that the configuration describes.
 

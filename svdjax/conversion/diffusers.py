@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from svdjax.conversion.checkpoint import Checkpoint, Options, check_heads, check_params, summary
+from svdjax.conversion.checkpoint import (
+    Checkpoint,
+    Options,
+    check_heads,
+    check_norm_groups,
+    check_params,
+    summary,
+)
 from svdjax.conversion.clip import classic_keys, clip_text_table, clip_vision_table, diffusers_text_config
 from svdjax.conversion.diffusers_config import read_config, write_configs
 from svdjax.conversion.mapping import Entry, prefixed, to_ours, to_theirs
@@ -150,6 +157,7 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path, progress: Progressed) 
     Raises:
         UserError: the model does not fit diffusers' classes.
     """
+    check_norm_groups(checkpoint)
     config = checkpoint.config
     if config.unet.temporal and config.unet.vector_dim == 0:
         raise UserError(

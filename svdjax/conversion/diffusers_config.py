@@ -118,6 +118,7 @@ def _unet(config: Fields, temporal: bool) -> UNetConfig:
     for block in blocks:
         if block not in (f"CrossAttnDown{suffix}", f"Down{suffix}"):
             raise UserError(f"{config.where}: {block} is not a block of SVD or SD 2.1")
+    config.require("norm_num_groups", 32, default=32)
     config.require("transformer_layers_per_block", 1, [1] * len(channels), default=1)
     layers = config.integers("layers_per_block", len(channels))
     if len(set(layers)) != 1:
@@ -152,6 +153,7 @@ def _unet(config: Fields, temporal: bool) -> UNetConfig:
 
 def _vae(config: Fields) -> VAEConfig:
     temporal = config.require("_class_name", VIDEO_VAE, IMAGE_VAE) == VIDEO_VAE
+    config.require("norm_num_groups", 32, default=32)
     if not temporal:
         config.require("use_quant_conv", True, default=True)
         config.require("mid_block_add_attention", True, default=True)

@@ -1,6 +1,5 @@
 """Small layers that every network shares: embeddings, norms, convolutions, resampling and blending."""
 
-import math
 from functools import partial
 
 import jax
@@ -8,9 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from svdjax.errors import UserError
 from svdjax.typing import Array, Bool, Float
-
-GROUPS = 32
 
 
 def sinusoidal_embedding(
@@ -50,13 +48,12 @@ class EmbeddingMLP(nnx.Module):
 class GroupNorm(nnx.Module):
     """Normalises over groups of channels and every axis between the first and the channels (arXiv 1803.08494).
 
-    There are 32 groups, or 4 below 64 channels: 32 would leave one channel in each, and take its mean from every
-    image. Fold frames into the batch for a norm per image; give ``[b, t, h, w, c]`` for statistics over a video.
+    Fold frames into the batch for a norm per image; give ``[b, t, h, w, c]`` for statistics over a video.
     """
 
-    def __init__(self, channels: int, *, eps: float, rngs: nnx.Rngs) -> None:
+    def __init__(self, channels: int, *, groups: int, eps: float, rngs: nnx.Rngs) -> None:
         del rngs  # no random start; taken so that every layer is built alike
-        self.groups = math.gcd(channels, GROUPS if channels >= 2 * GROUPS else 4)
+        self.groups = groups
         self.eps = eps
         self.scale = nnx.Param(jnp.ones((channels,)))
         self.bias = nnx.Param(jnp.zeros((channels,)))
@@ -85,6 +82,19 @@ class GroupNorm(nnx.Module):
         return scale, self.bias[...] - mean * scale
 
 
+def check_norm_groups(what: str, channels: tuple[int, ...], groups: int) -> None:
+    """Check that group norms can divide the widths of a network.
+
+    Raises:
+        UserError: they cannot.
+    """
+    for width in channels:
+        if groups < 1 or width % groups:
+            raise UserError(
+                f"{what}: {width} channels do not divide into norm_groups {groups}: change channels or norm_groups"
+            )
+
+
 def conv3x3(
     in_channels: int, out_channels: int, *, stride: int = 1, zero_init: bool = False, rngs: nnx.Rngs
 ) -> nnx.Conv:
@@ -94,11 +104,15 @@ def conv3x3(
 
 
 class TemporalConv(nnx.Module):
-    """A convolution over three frames, zero-padded at both ends; kernel ``(3, 1, 1, in, out)``."""
+    """A convolution over three frames, zero-padded at both ends; kernel ``(3, 1, 1, in, out)``.
+
+    A new one sees only its own frame, so that a network trained on single frames starts well on whole videos.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, zero_init: bool = False, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (3, 1, 1, in_channels, out_channels), jnp.float32))
+        own_frame = init(rngs.params(), (1, 1, 1, in_channels, out_channels), jnp.float32)
+        self.kernel = nnx.Param(jnp.pad(own_frame, ((1, 1), *[(0, 0)] * 4)))
         self.bias = nnx.Param(jnp.zeros((out_channels,)))
 
     def __call__(self, x: Float[Array, "b t h w c"], *, padded: bool = True) -> Float[Array, "b t_out h w c_out"]:

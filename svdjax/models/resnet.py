@@ -20,6 +20,7 @@ class ResBlock(nnx.Module):
         in_channels: int,
         out_channels: int,
         *,
+        groups: int,
         emb_dim: int | None = None,
         eps: float = 1e-6,
         temporal: bool = False,
@@ -31,6 +32,7 @@ class ResBlock(nnx.Module):
         Args:
             in_channels: channels of the input.
             out_channels: channels of the output.
+            groups: of the group norms.
             emb_dim: width of the time embedding that is added between the convolutions; None for none.
             eps: of both group norms.
             temporal: convolve over three frames with norm statistics over the whole video, instead of 3x3
@@ -39,11 +41,11 @@ class ResBlock(nnx.Module):
             rngs: random keys for the parameters.
         """
         conv = TemporalConv if temporal else conv3x3
-        self.norm1 = GroupNorm(in_channels, eps=eps, rngs=rngs)
+        self.norm1 = GroupNorm(in_channels, groups=groups, eps=eps, rngs=rngs)
         self.conv1 = conv(in_channels, out_channels, rngs=rngs)
         if emb_dim is not None:
             self.emb = nnx.Linear(emb_dim, out_channels, rngs=rngs)
-        self.norm2 = GroupNorm(out_channels, eps=eps, rngs=rngs)
+        self.norm2 = GroupNorm(out_channels, groups=groups, eps=eps, rngs=rngs)
         self.conv2 = conv(out_channels, out_channels, zero_init=zero_init, rngs=rngs)
         if in_channels != out_channels:
             self.shortcut = nnx.Conv(in_channels, out_channels, (1, 1), rngs=rngs)
@@ -71,6 +73,7 @@ class VideoResBlock(nnx.Module):
         in_channels: int,
         out_channels: int,
         *,
+        groups: int,
         emb_dim: int | None = None,
         eps: tuple[float, float] = (1e-6, 1e-5),
         temporal: bool = True,
@@ -84,6 +87,7 @@ class VideoResBlock(nnx.Module):
         Args:
             in_channels: channels of the input.
             out_channels: channels of the output.
+            groups: of the group norms.
             emb_dim: width of the time embedding; None for none.
             eps: of the spatial and the temporal group norms.
             temporal: False leaves only the spatial block (an image model).
@@ -92,15 +96,14 @@ class VideoResBlock(nnx.Module):
             zero_init: start the last spatial / temporal convolution at zero.
             rngs: random keys for the parameters.
         """
-        self.spatial = ResBlock(
-            in_channels, out_channels, emb_dim=emb_dim, eps=eps[0], zero_init=zero_init[0], rngs=rngs
-        )
+        sizes = {"groups": groups, "emb_dim": emb_dim}
+        self.spatial = ResBlock(in_channels, out_channels, **sizes, eps=eps[0], zero_init=zero_init[0], rngs=rngs)
         self.alpha_of = alpha_of
         if temporal:
             self.temporal = ResBlock(
                 out_channels,
                 out_channels,
-                emb_dim=emb_dim,
+                **sizes,
                 eps=eps[1],
                 temporal=True,
                 zero_init=zero_init[1],

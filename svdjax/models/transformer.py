@@ -58,10 +58,17 @@ class Transformer(nnx.Module):
     """Norm, linear, spatial block, temporal block, blend, linear, + input. Only here frames have positions."""
 
     def __init__(
-        self, channels: int, *, head_dim: int, context_dim: int, temporal: bool = True, rngs: nnx.Rngs
+        self,
+        channels: int,
+        *,
+        groups: int,
+        head_dim: int,
+        context_dim: int,
+        temporal: bool = True,
+        rngs: nnx.Rngs,
     ) -> None:
-        """Build the blocks; ``temporal`` False leaves only the spatial one (an image model)."""
-        self.norm = GroupNorm(channels, eps=1e-6, rngs=rngs)
+        """Build the blocks, with that many ``groups`` in the norm; without ``temporal`` an image model's."""
+        self.norm = GroupNorm(channels, groups=groups, eps=1e-6, rngs=rngs)
         self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
         sizes = {"head_dim": head_dim, "context_dim": context_dim}
         self.spatial = TransformerBlock(channels, **sizes, temporal=False, rngs=rngs)

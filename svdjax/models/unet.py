@@ -15,6 +15,7 @@ from svdjax.models.layers import (
     EmbeddingMLP,
     GroupNorm,
     Upsample,
+    check_norm_groups,
     conv3x3,
     sinusoidal_embedding,
 )
@@ -41,6 +42,8 @@ class UNetConfig:
         temporal: False for an image model, which has no layer over frames.
         norm_eps: which published implementation's group-norm epsilons the residual blocks use. The weights were
             trained with ``"sgm"``; ``"diffusers"`` changes the fifth digit, for comparisons with it.
+        norm_groups: of every group norm. 32 in all published models; a toy below 64 channels wants fewer, or each
+            group has one channel and takes its mean from every image.
         remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -54,6 +57,7 @@ class UNetConfig:
     vector_dim: int = 768
     temporal: bool = True
     norm_eps: Literal["sgm", "diffusers"] = "sgm"
+    norm_groups: int = 32
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -67,6 +71,7 @@ class UNetConfig:
                 f"UNetConfig: attention has {len(self.attention)} levels and channels {len(self.channels)}: "
                 "give one entry per level"
             )
+        check_norm_groups("UNetConfig", self.channels, self.norm_groups)
         attention = (*self.attention[:-1], True)  # the middle attends, and is as wide as the last level
         for channels, attends in zip(self.channels, attention, strict=True):
             if attends and channels % self.head_dim:
@@ -148,12 +153,11 @@ class Stage(nnx.Module):
             rngs: random keys for the parameters.
         """
         out = widths[-1][1]
-        emb_dim, temporal = 4 * config.channels[0], config.temporal
-        self.res = nnx.List(
-            VideoResBlock(*pair, emb_dim=emb_dim, eps=(eps, eps), temporal=temporal, rngs=rngs) for pair in widths
-        )
+        common = {"groups": config.norm_groups, "temporal": config.temporal, "rngs": rngs}
+        emb_dim = 4 * config.channels[0]
+        self.res = nnx.List(VideoResBlock(*pair, emb_dim=emb_dim, eps=(eps, eps), **common) for pair in widths)
         sizes = {"head_dim": config.head_dim, "context_dim": config.context_dim}
-        self.attn = nnx.List(Transformer(out, **sizes, temporal=temporal, rngs=rngs) for _ in range(attn))
+        self.attn = nnx.List(Transformer(out, **sizes, **common) for _ in range(attn))
         if downsample:
             self.downsample = Downsample(out, rngs=rngs)
         if upsample:
@@ -196,7 +200,7 @@ class UNet(nnx.Module):
             )
             for level in range(last, -1, -1)
         )
-        self.norm_out = GroupNorm(channels[0], eps=1e-5, rngs=rngs)
+        self.norm_out = GroupNorm(channels[0], groups=config.norm_groups, eps=1e-5, rngs=rngs)
         self.conv_out = conv3x3(channels[0], config.out_channels, zero_init=True, rngs=rngs)
 
     def __call__(

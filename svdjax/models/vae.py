@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from svdjax.models.attention import attention
-from svdjax.models.layers import GroupNorm, TemporalConv, Upsample, conv3x3
+from svdjax.models.layers import GroupNorm, TemporalConv, Upsample, check_norm_groups, conv3x3
 from svdjax.models.resnet import ResBlock, VideoResBlock
 from svdjax.typing import Array, Float, Key
 
@@ -29,6 +29,7 @@ class VAEConfig:
         latent_channels: channels of a latent.
         scaling_factor: latents times this have about unit variance; the caller applies it.
         temporal_decoder: decode videos (SVD) instead of images one by one.
+        norm_groups: of every group norm; as in :class:`svdjax.models.unet.UNetConfig`.
         post_quant_conv: a 1x1 convolution in front of the decoder (complete image autoencoders).
     """
 
@@ -38,6 +39,15 @@ class VAEConfig:
     scaling_factor: float = 0.18215
     temporal_decoder: bool = True
     post_quant_conv: bool = False
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        """Check what would otherwise fail deep inside a layer.
+
+        Raises:
+            UserError: the sizes do not fit together.
+        """
+        check_norm_groups("VAEConfig", self.channels, self.norm_groups)
 
     @property
     def factor(self) -> int:
@@ -91,8 +101,8 @@ def _narrow_posterior(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> A
 class FrameAttention(nnx.Module):
     """Self-attention over the pixels of one frame: a single head as wide as the features."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = GroupNorm(channels, eps=NORM_EPS, rngs=rngs)
+    def __init__(self, channels: int, *, groups: int, rngs: nnx.Rngs) -> None:
+        self.norm = GroupNorm(channels, groups=groups, eps=NORM_EPS, rngs=rngs)
         self.q = nnx.Linear(channels, channels, rngs=rngs)
         self.k = nnx.Linear(channels, channels, rngs=rngs)
         self.v = nnx.Linear(channels, channels, rngs=rngs)
@@ -124,9 +134,9 @@ Block = Callable[..., ResBlock | VideoResBlock]
 class Mid(nnx.Module):
     """Block, attention, block, at the lowest resolution."""
 
-    def __init__(self, channels: int, block: Block, *, rngs: nnx.Rngs) -> None:
-        self.res = nnx.List([block(channels, channels, rngs=rngs) for _ in range(2)])
-        self.attn = FrameAttention(channels, rngs=rngs)
+    def __init__(self, channels: int, block: Block, *, groups: int, rngs: nnx.Rngs) -> None:
+        self.res = nnx.List([block(channels, channels, groups=groups, rngs=rngs) for _ in range(2)])
+        self.attn = FrameAttention(channels, groups=groups, rngs=rngs)
 
     def layers(self) -> list[nnx.Module]:
         """The layers in the order of execution."""
@@ -143,11 +153,12 @@ class Level(nnx.Module):
         blocks: int,
         block: Block,
         *,
+        groups: int,
         resample: type[Downsample] | type[Upsample] | None,
         rngs: nnx.Rngs,
     ) -> None:
         widths = [in_channels, *[out_channels] * blocks]
-        self.res = nnx.List([block(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        self.res = nnx.List([block(a, b, groups=groups, rngs=rngs) for a, b in itertools.pairwise(widths)])
         if resample is Downsample:
             self.downsample = Downsample(out_channels, rngs=rngs)
         if resample is Upsample:
@@ -174,14 +185,15 @@ class Encoder(nnx.Module):
                     width,
                     config.num_res_blocks,
                     block,
+                    groups=config.norm_groups,
                     resample=Downsample if i < last else None,
                     rngs=rngs,
                 )
                 for i, width in enumerate(widths)
             ]
         )
-        self.mid = Mid(widths[-1], block, rngs=rngs)
-        self.norm_out = GroupNorm(widths[-1], eps=NORM_EPS, rngs=rngs)
+        self.mid = Mid(widths[-1], block, groups=config.norm_groups, rngs=rngs)
+        self.norm_out = GroupNorm(widths[-1], groups=config.norm_groups, eps=NORM_EPS, rngs=rngs)
         self.conv_out = conv3x3(widths[-1], 2 * config.latent_channels, rngs=rngs)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
@@ -205,7 +217,7 @@ class Decoder(nnx.Module):
         last = len(widths) - 1
         block = _video_block if config.temporal_decoder else functools.partial(ResBlock, eps=NORM_EPS)
         self.conv_in = conv3x3(config.latent_channels, widths[0], rngs=rngs)
-        self.mid = Mid(widths[0], block, rngs=rngs)
+        self.mid = Mid(widths[0], block, groups=config.norm_groups, rngs=rngs)
         self.up = nnx.List(
             [
                 Level(
@@ -213,13 +225,14 @@ class Decoder(nnx.Module):
                     width,
                     config.num_res_blocks + 1,
                     block,
+                    groups=config.norm_groups,
                     resample=Upsample if i < last else None,
                     rngs=rngs,
                 )
                 for i, width in enumerate(widths)
             ]
         )
-        self.norm_out = GroupNorm(widths[-1], eps=NORM_EPS, rngs=rngs)
+        self.norm_out = GroupNorm(widths[-1], groups=config.norm_groups, eps=NORM_EPS, rngs=rngs)
         self.conv_out = conv3x3(widths[-1], 3, rngs=rngs)
         if config.temporal_decoder:
             self.time_conv = TemporalConv(3, 3, rngs=rngs)
@@ -253,11 +266,12 @@ def each_frame(layer: Callable[[Array], Array], x: Float[Array, "b t ..."]) -> F
     return out.reshape(b, t, *out.shape[1:])
 
 
-def _video_block(in_channels: int, out_channels: int, *, rngs: nnx.Rngs) -> VideoResBlock:
+def _video_block(in_channels: int, out_channels: int, *, groups: int, rngs: nnx.Rngs) -> VideoResBlock:
     # Temporal part zero at first and alpha one half: a new decoder starts near the image decoder.
     return VideoResBlock(
         in_channels,
         out_channels,
+        groups=groups,
         eps=(NORM_EPS, TEMPORAL_NORM_EPS),
         alpha_of="temporal",
         mix_init=0.0,

@@ -1,5 +1,6 @@
 """Mistakes with checkpoints: each one line that says what and where, and nothing is left half-written."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ from svdjax.conversion.convert import convert
 from svdjax.conversion.native import save_native
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.errors import UserError
+from svdjax.models.params import initialise
+from svdjax.models.svd import SVD
 from tests.conversion.tiny import OPTIONS, write_original
 from tests.parity.tiny import TinySizes, write_tiny_pipeline
 
@@ -239,6 +242,11 @@ CONFIGS = {
         lambda text: text.replace('"latent_channels": 4', '"latent_channels": 8'),
         "wrong shapes",
     ),
+    "other group norms": (
+        "vae",
+        lambda text: text.replace("{", '{"norm_num_groups": 16,', 1),
+        "norm_num_groups is 16; only 32",
+    ),
     "other blocks": ("unet", lambda text: text.replace("CrossAttnDown", "Attn2Down"), "is not a block of SVD"),
 }
 
@@ -322,6 +330,16 @@ def test_a_failed_overwrite_keeps_what_was_there(originals, tmp_path):
         with pytest.raises(UserError, match="NaN"):
             convert(source, tmp_path / name, to="svdjax", options=OPTIONS, overwrite=True)
         assert open_checkpoint(tmp_path / name).config == model.config
+
+
+@pytest.mark.parametrize("to", ["diffusers", "sgm"])
+def test_group_norms_that_pytorchs_networks_do_not_have(originals, tmp_path, to):
+    config = open_checkpoint(originals / "native").config
+    vae = dataclasses.replace(config.vae, norm_groups=16)
+    save_native(initialise(SVD, dataclasses.replace(config, vae=vae), 0), tmp_path / "toy.safetensors")
+    with pytest.raises(UserError, match=r"toy.safetensors: its VAE has norm_groups 16; .*choose --to svdjax"):
+        convert(tmp_path / "toy.safetensors", tmp_path / "out", to=to)
+    assert not (tmp_path / "out").exists()
 
 
 def test_formats_of_other_kinds(originals, tmp_path):

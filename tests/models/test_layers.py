@@ -62,6 +62,12 @@ def test_temporal_convolution_without_padding_leaves_out_both_ends():
     np.testing.assert_allclose(conv(x, padded=False), conv(x)[:, 1:-1], atol=1e-6)
 
 
+def test_a_new_temporal_convolution_sees_only_its_own_frame():
+    conv, x = TemporalConv(4, 4, rngs=nnx.Rngs(0)), normal(2, 1, 6, 2, 2, 4)
+    np.testing.assert_allclose(conv(x[:, 2:3]), conv(x)[:, 2:3], atol=1e-6)
+    assert jnp.abs(conv(x)).max() > 0.1
+
+
 @pytest.mark.parametrize("size", [(8, 6), (7, 5)])
 def test_downsampling_equals_a_stride_2_convolution_padded_on_both_sides(size):
     down, x = Downsample(4, rngs=nnx.Rngs(0)), np.array(normal(3, 2, *size, 4))

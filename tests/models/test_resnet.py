@@ -17,23 +17,23 @@ def normal(seed, *shape):
 
 def random_block(**options) -> VideoResBlock:
     """No convolution starts at zero, so that both streams say something."""
-    return VideoResBlock(CHANNELS, CHANNELS, zero_init=(False, False), rngs=nnx.Rngs(1), **options)
+    return VideoResBlock(CHANNELS, CHANNELS, groups=32, zero_init=(False, False), rngs=nnx.Rngs(1), **options)
 
 
 def test_block_with_a_zero_convolution_starts_as_its_shortcut():
     x = normal(0, 2, 4, 4, CHANNELS)
-    block = ResBlock(CHANNELS, CHANNELS, zero_init=True, rngs=nnx.Rngs(0))
+    block = ResBlock(CHANNELS, CHANNELS, groups=32, zero_init=True, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(block(x), x)
-    wider = ResBlock(CHANNELS, 2 * CHANNELS, zero_init=True, rngs=nnx.Rngs(0))
+    wider = ResBlock(CHANNELS, 2 * CHANNELS, groups=32, zero_init=True, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(wider(x), x @ wider.shortcut.kernel[0, 0], atol=1e-5)
 
 
 def test_spatial_statistics_are_per_image_and_temporal_ones_per_video():
     x = normal(0, 1, 3, 4, 4, CHANNELS)
     changed = x.at[0, 2].multiply(5.0)
-    spatial = ResBlock(CHANNELS, CHANNELS, rngs=nnx.Rngs(0))
+    spatial = ResBlock(CHANNELS, CHANNELS, groups=32, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(spatial(x[0])[:2], spatial(changed[0])[:2], atol=1e-6)
-    temporal = ResBlock(CHANNELS, CHANNELS, temporal=True, rngs=nnx.Rngs(0))
+    temporal = ResBlock(CHANNELS, CHANNELS, groups=32, temporal=True, rngs=nnx.Rngs(0))
     # Frame 0 is out of reach of frame 2 for one convolution, but shares its statistics.
     assert jnp.abs(temporal.norm1(x) - temporal.norm1(changed))[0, 0].max() > 0.1
 

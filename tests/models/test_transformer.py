@@ -20,7 +20,7 @@ def normal(seed, *shape):
 @pytest.fixture(scope="module")
 def block():
     """A transformer whose last projection is not zero."""
-    block = Transformer(CHANNELS, head_dim=32, context_dim=TOKENS, rngs=nnx.Rngs(0))
+    block = Transformer(CHANNELS, groups=32, head_dim=32, context_dim=TOKENS, rngs=nnx.Rngs(0))
     block.proj_out.kernel[...] = normal(9, CHANNELS, CHANNELS) / 8
     return block
 
@@ -32,7 +32,7 @@ def inputs():
 
 def test_a_new_transformer_is_the_identity(inputs):
     x, context = inputs
-    fresh = Transformer(CHANNELS, head_dim=32, context_dim=TOKENS, rngs=nnx.Rngs(0))
+    fresh = Transformer(CHANNELS, groups=32, head_dim=32, context_dim=TOKENS, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(fresh(x, context), x)
 
 

@@ -152,3 +152,5 @@ def test_sizes_that_do_not_fit_together_are_user_errors():
         UNetConfig(channels=(64, 128))
     with pytest.raises(UserError, match="head_dim 64"):
         replace(SMALL, channels=(96, 128), head_dim=64)
+    with pytest.raises(UserError, match="48 channels do not divide into norm_groups 32"):
+        replace(SMALL, channels=(64, 48), attention=(True, False), head_dim=16)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from svdjax.errors import UserError
 from svdjax.models.params import abstract, flat_params, param_count
 from svdjax.models.vae import VAE, Decoder, Gaussian, VAEConfig, each_frame
 from tests.weights import random_model
@@ -30,6 +31,13 @@ def test_presets_have_the_published_sizes(config, params, tensors):
     assert param_count(vae.encoder) == 34_163_592
     assert param_count(vae.decoder) == (63_579_183 if config.temporal_decoder else 49_490_179)
     assert config.factor == 8
+
+
+def test_widths_that_group_norms_do_not_divide_are_user_errors():
+    with pytest.raises(UserError, match="VAEConfig: 16 channels do not divide into norm_groups 32"):
+        VAEConfig(channels=(16, 32))
+    with pytest.raises(UserError, match="norm_groups 0"):
+        VAEConfig(norm_groups=0)
 
 
 def test_gaussian_samples_have_its_mean_and_deviation():

@@ -110,6 +110,13 @@ def test_video_unet_equals_diffusers_in_float64(x64, seed, tokens, frames, size)
     assert relative(ours, theirs) < 1e-9
 
 
+def test_narrow_levels_have_32_groups_too(x64):
+    narrow = replace(VIDEO, channels=(32, 96))
+    with float64_sinusoids():
+        ours, theirs = video_outputs(narrow, 4, frames=2, size=(4, 6), tokens=1, dtype=np.float64)
+    assert relative(ours, theirs) < 1e-9
+
+
 @pytest.mark.slow
 def test_four_levels_of_odd_sizes_equal_diffusers_in_float64(x64):
     with float64_sinusoids():

@@ -102,6 +102,15 @@ def test_image_autoencoder_in_float64(x64):
     assert relative(channels_first(decode(vae, pixels_last(z)))[0], want) < 1e-9
 
 
+def test_narrow_levels_have_32_groups_too(x64):
+    config = VAEConfig(channels=(32, 96))
+    module = reference(config, seed=8).double()
+    z = np.random.default_rng(5).normal(size=(1, 3, 4, 4, 4))
+    with torch.no_grad():
+        want = module.decode(torch.from_numpy(z[0]), num_frames=3).sample.numpy()
+    assert relative(channels_first(decode(ours(config, module), pixels_last(z)))[0], want) < 1e-9
+
+
 def test_float32():
     module = reference(VIDEO, seed=7)
     vae = ours(VIDEO, module)

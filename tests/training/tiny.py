@@ -18,7 +18,7 @@ MODEL = SVDConfig(
     unet=UNetConfig(
         channels=(32,), num_res_blocks=1, attention=(False,), head_dim=32, context_dim=8, vector_dim=12
     ),
-    vae=VAEConfig(channels=(8, 8), num_res_blocks=1),
+    vae=VAEConfig(channels=(8, 8), num_res_blocks=1, norm_groups=4),
     image_encoder=CLIPVisionConfig(
         width=16, layers=1, heads=1, mlp_dim=16, patch_size=16, image_size=32, projection_dim=8
     ),
