@@ -18,11 +18,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from svdjax.cli import guard
-from svdjax.data.motion import flow_fields
+from svdjax.conversion.source import load_model
+from svdjax.data.motion import flow_magnitude
 from svdjax.data.sprites import World, draw_clips
 from svdjax.models.svd import SVD
 from svdjax.sampling.images import from_uint8
-from svdjax.training.export import load_trained
 from svdjax.training.samples import sample_clips
 from svdjax.training.vae_stage import encode_video
 
@@ -37,11 +37,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 10 * np.log10(4 / np.mean((a - b) ** 2, axis=axes))
 
 
-def mean_flow(frames: np.ndarray) -> float:
-    """Mean length of the Farneback flow of a clip, in pixels per frame."""
-    return float(np.linalg.norm(flow_fields(frames), axis=-1).mean())
-
-
 def reconstruct(model: SVD, video: np.ndarray) -> np.ndarray:
     """Encode and decode clips."""
     return np.asarray(jax.jit(lambda video: model.vae.decode(encode_video(model.vae, video)))(video))
@@ -49,20 +44,20 @@ def reconstruct(model: SVD, video: np.ndarray) -> np.ndarray:
 
 def measure(checkpoint: Path) -> dict[str, object]:
     """Sample, and compare what was asked for with what came out."""
-    model = load_trained(checkpoint)
-    clips = [from_uint8(clip.frames) for clip in draw_clips(World(), SEED, SAMPLES)]
-    images = np.stack([clip[0] for clip in clips])
+    model = load_model(checkpoint, dtype=np.float32)
+    clips = np.stack([clip.frames for clip in draw_clips(World(), SEED, SAMPLES)])
+    images = from_uint8(clips[:, 0])
     buckets = np.random.default_rng(SEED).permutation(np.linspace(1, 255, SAMPLES)).astype(np.float32)
     start = time.perf_counter()
     videos = sample_clips(model, images, buckets, seed=SEED)
-    flow = np.array([mean_flow(video) for video in videos])
-    video = np.stack(clips[:RECONSTRUCTED])
+    flow = np.array([flow_magnitude(video) for video in videos])
+    video = from_uint8(clips[:RECONSTRUCTED])
     return {
         "checkpoint": str(checkpoint),
         "samples": SAMPLES,
         "bucket_flow_correlation": round(float(spearmanr(buckets, flow).statistic), 3),
         "mean_flow": [round(float(part.mean()), 2) for part in np.array_split(flow[np.argsort(buckets)], 5)],
-        "true_flow": round(float(np.mean([mean_flow(((c + 1) * 127.5).astype(np.uint8)) for c in clips])), 2),
+        "true_flow": round(float(np.mean([flow_magnitude(clip) for clip in clips])), 2),
         "first_frame_psnr": round(float(psnr(from_uint8(videos[:, 0]), images).mean()), 2),
         "vae_psnr": round(float(psnr(reconstruct(model, video), video).mean()), 2),
         "seconds": round(time.perf_counter() - start, 1),

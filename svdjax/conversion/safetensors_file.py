@@ -64,6 +64,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     header, start = _read_header(path)
     metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: not a safetensors file: its metadata is no JSON object")
     try:
         tensors = {key: _tensor(path, key, row, start) for key, row in header.items()}
         spans = sorted(tuple(row["data_offsets"]) for row in header.values())

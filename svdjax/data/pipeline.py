@@ -5,7 +5,7 @@ The iterator's state (``get_state`` / ``set_state``) is one integer, and everyth
 (seed, position): a resumed run sees exactly the batches that the uninterrupted one would have seen.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -143,24 +143,28 @@ def to_batch(items: Sequence[Item]) -> dict[str, Any]:
     return {key: values if isinstance(values[0], str) else np.stack(values) for key, values in columns.items()}
 
 
-class FixedClips:
-    """One clip of each video, the same in every epoch: for validation, and for latents that are computed once."""
+def fixed_clips(
+    source: ClipSource,
+    sampling: ClipSampling,
+    *,
+    buckets: MotionBuckets | None = None,
+    seed: int = 0,
+    max_bad: float = 0.1,
+) -> Iterator[Item]:
+    """One clip of each video, always the same: for validation, and for latents that are computed once.
 
-    def __init__(self, source: ClipSource, sampling: ClipSampling, *, seed: int = 0) -> None:
-        self._source, self._sampling, self._seed = source, sampling, seed
+    Args:
+        source, sampling, max_bad: as of `clip_batches`, and so are the items, without the batch axis.
+        buckets: the map from scores to motion buckets, if not the source's own.
+        seed: of what is cut out.
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: SupportsIndex) -> Item:
-        """Clip ``index`` as in a batch of `clip_batches`, without the batch axis.
-
-        Raises:
-            UserError: the video cannot be read or is too short.
-        """
-        number = index.__index__()
-        rng = np.random.default_rng((self._seed, number))
-        return _item(self._sampling, self._source.buckets, self._source[number], rng)
+    Raises:
+        UserError: too many bad videos.
+    """
+    cut = partial(_item, sampling, buckets or source.buckets)
+    pick = _Pick(source, cut, BadClips(max_share=max_bad, what="clips"))
+    items = (pick(index, np.random.default_rng((seed, index))) for index in range(len(source)))
+    return (item for item in items if item is not None)
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,16 @@ annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Anno
 ``fps``, ``seconds`` and ``motion_score``, often ``caption``, and for the built-in world all of `sprites.Truth`.
 
 ``dataset.json`` holds ``format``, ``clips``, ``bytes``, ``shards`` (file name -> clips in it), ``motion_measure``
-(the words that say what the scores are) and ``motion_thresholds`` (see `motion.MotionBuckets`).
+(the words that say what the scores are) and ``motion_thresholds`` (see `motion.MotionBuckets`); for the built-in
+world also ``sprites``, the settings that it was drawn with.
 """
 
 import json
 import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,14 @@ def write_shards(
     *,
     shards: int = 4,
     motion_measure: str = "Farneback, 2 fps, % of short side",
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write clips, dealt out to the shards in turn, and ``dataset.json``; the directory appears at the end.
+
+    Args:
+        clips: what to write. directory: where. shards: number of files.
+        motion_measure: what the clips' motion scores are.
+        notes: more entries for ``dataset.json``.
 
     Raises:
         UserError: the directory exists and is not empty, cannot be written, or there are no clips.
@@ -76,7 +83,7 @@ def write_shards(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        index = _write_all(clips, partial, shards) | {"motion_measure": motion_measure}
+        index = _write_all(clips, partial, shards) | {"motion_measure": motion_measure, **(notes or {})}
         (partial / "dataset.json").write_text(json.dumps(index, indent=1))
         partial.replace(directory)
     except OSError as error:
@@ -124,4 +131,34 @@ def write_sprites(world: World, directory: Path, *, seed: int, count: int, shard
         )
         for index, clip in enumerate(draw_clips(world, seed, count))
     )
-    write_shards(records, directory, shards=shards, motion_measure="true flow, pixels per frame")
+    write_shards(
+        records,
+        directory,
+        shards=shards,
+        motion_measure="true flow, pixels per frame",
+        notes={"sprites": _drawn_with(world, seed, count)},
+    )
+
+
+def check_sprites(world: World, directory: Path, *, seed: int, count: int) -> None:
+    """Check that what `write_sprites` wrote into a directory is what it would write now; other data passes.
+
+    Raises:
+        UserError: it was drawn with other settings.
+    """
+    index = directory / "dataset.json"
+    try:
+        found = json.loads(index.read_text()).get("sprites")
+    except (OSError, ValueError, AttributeError):
+        return  # no data set of ours: whoever opens it says so
+    wanted = _drawn_with(world, seed, count)
+    if found is not None and found != wanted:
+        names = [name for name in wanted if found.get(name) != wanted[name]]
+        raise UserError(
+            f"{directory} was drawn with another {', '.join(names)} of the built-in world: remove it to have it "
+            "drawn anew, or name another folder"
+        )
+
+
+def _drawn_with(world: World, seed: int, count: int) -> dict[str, Any]:
+    return json.loads(json.dumps({"seed": seed, "count": count, **asdict(world)}))

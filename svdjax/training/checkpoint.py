@@ -61,17 +61,18 @@ class Checkpoints:
             data: the iterator to move.
 
         Raises:
-            UserError: the checkpoint holds other parameters than this configuration.
+            UserError: the checkpoint is damaged, or holds other parameters than this configuration.
         """
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
         )
         try:
             loaded = self._checkpointer.load_checkpointables(self.latest, {"state": shapes, "data": data})
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"{self._checkpointer.directory}: the checkpoint of step {self.latest} does not fit this "
-                f"configuration ({str(error).splitlines()[0]}): use its own, or another `--out`"
+                f"{self._checkpointer.directory}/{self.latest}: this checkpoint is damaged or of another "
+                f"configuration ({reason}): remove it to go on from the one before, or choose another --out"
             ) from error
         return loaded["state"]
 

@@ -27,7 +27,8 @@ class RunConfig:
     Attributes:
         out: directory of the run: checkpoints, metrics, samples and the final ``model.safetensors``.
         seed: of the initial weights, the order of the clips and every random draw of training.
-        init_from: a checkpoint in this package's format to start from, or None for random weights.
+        init_from: a checkpoint of this model to start from, in any format that ``svdjax convert`` reads; None for
+            random weights.
         quick: train a twentieth of the steps, to see everything work within minutes.
         export_dtype: type of the weights in the final ``model.safetensors``.
         model: sizes of the networks. data: the clips.
@@ -36,7 +37,7 @@ class RunConfig:
 
     out: Path = Path("runs/run")
     seed: int = 0
-    init_from: Path | None = None
+    init_from: str | None = None
     quick: bool = False
     export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     model: SVDConfig
@@ -44,6 +45,15 @@ class RunConfig:
     vae: VAEStage | None = None
     decoder: DecoderStage | None = None
     unet: DiffusionStage | None = None
+
+    def __post_init__(self) -> None:
+        """Check what no part can check alone.
+
+        Raises:
+            UserError: the data has what no stage reads.
+        """
+        if self.data.sampling.captions:
+            raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order, with the step counts that ``quick`` asks for."""

@@ -1,15 +1,16 @@
 """The clips of a run: a data set on disk, drawn from the built-in world if it is not there yet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import grain
 import numpy as np
 from rich.console import Console
 
-from svdjax.data.pipeline import ClipSampling, FixedClips, clip_batches, to_batch
-from svdjax.data.records import write_sprites
+from svdjax.data.pipeline import ClipSampling, Item, clip_batches, fixed_clips, to_batch
+from svdjax.data.records import check_sprites, write_sprites
 from svdjax.data.sources import ClipSource, open_source
 from svdjax.data.sprites import World
 
@@ -23,7 +24,8 @@ class DataConfig:
         sampling: size, frames and frame rate of the clips.
         in_memory: decode each video once and keep its frames.
         sprites: training clips to draw from the built-in world where a folder is missing, and as many validation
-            clips as ``sprites_validation``, of another seed; 0 never draws.
+            clips as ``sprites_validation``, of another seed; 0 never draws. A folder that was drawn with other
+            settings is refused.
         world: the built-in world.
     """
 
@@ -58,30 +60,36 @@ class Clips:
             )
         )
 
-    def fixed_train(self) -> FixedClips:
+    def fixed_train(self) -> Iterator[Item]:
         """One clip of each training video, always the same."""
-        return FixedClips(self.train, self.config.sampling)
+        return fixed_clips(self.train, self.config.sampling)
 
     def _sampling(self, frames: int | None) -> ClipSampling:
         return replace(self.config.sampling, frames=frames or self.config.sampling.frames)
 
     def held_out(self, *, batch: int, count: int, frames: int | None = None) -> Sequence[dict[str, np.ndarray]]:
-        """At most ``count`` batches of validation clips, always the same."""
-        clips = FixedClips(self.validation, self._sampling(frames))
-        starts = range(0, max(len(clips) - batch, 0) + 1, batch)[:count]
-        return [to_batch([clips[i] for i in range(s, min(s + batch, len(clips)))]) for s in starts]
+        """At most ``count`` batches of validation clips, always the same; one smaller one if there are few clips.
+
+        Their motion buckets are on the training clips' map.
+        """
+        clips = fixed_clips(self.validation, self._sampling(frames), buckets=self.train.buckets)
+        items = list(islice(clips, batch * count))
+        starts = range(0, max(len(items) - batch, 0) + 1, batch)
+        return [to_batch(items[start : start + batch]) for start in starts]
 
 
 def open_clips(config: DataConfig, console: Console) -> Clips:
     """Open the data set, drawing it first if the configuration says so.
 
     Raises:
-        UserError: a folder is missing, or holds no clips.
+        UserError: a folder is missing, holds no clips, or was drawn with other settings.
     """
     for seed, (directory, count) in enumerate(
         ((config.train, config.sprites), (config.validation, config.sprites_validation))
     ):
-        if config.sprites and not directory.exists():
+        if config.sprites and directory.exists():
+            check_sprites(config.world, directory, seed=seed, count=count)
+        elif config.sprites:
             console.print(f"drawing {count:,} clips of the built-in world into {directory}")
             write_sprites(config.world, directory, seed=seed, count=count)
     return Clips(config, open_source(config.train), open_source(config.validation))

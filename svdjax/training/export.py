@@ -6,11 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from svdjax.conversion.checkpoint import Checkpoint
-from svdjax.conversion.native import read_native_file, write_native_file
+from svdjax.conversion.native import write_native_file
 from svdjax.conversion.output import finished
-from svdjax.conversion.safetensors_file import read_safetensors
 from svdjax.conversion.tensors import Tensor
-from svdjax.models.params import abstract, flat_params, load_flat
+from svdjax.models.params import flat_params
 from svdjax.models.svd import SVD
 
 
@@ -25,15 +24,3 @@ def save_model(model: SVD, path: Path, *, dtype: str = "float32") -> None:
     checkpoint = Checkpoint(what=str(path), config=model.config, params=params)
     with finished(path, overwrite=True) as partial:
         write_native_file(checkpoint, partial, lambda _: None)
-
-
-def load_trained(path: Path) -> SVD:
-    """Read what :func:`save_model` wrote, in float32.
-
-    Raises:
-        UserError: the file is missing, damaged, or not in this package's format.
-    """
-    tensors, metadata = read_safetensors(path)
-    checkpoint = read_native_file(tensors, metadata, str(path))
-    arrays = {name: jnp.asarray(tensor.load(), jnp.float32) for name, tensor in checkpoint.params.items()}
-    return load_flat(abstract(SVD, checkpoint.config), arrays, what=str(path))

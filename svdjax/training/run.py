@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from rich.console import Console
 
+from svdjax.conversion.source import load_model
 from svdjax.errors import UserError
 from svdjax.models.params import abstract, flat_params, initialise, load_flat, param_count
 from svdjax.models.svd import SVD
@@ -17,7 +18,8 @@ from svdjax.training import hooks as on
 from svdjax.training.checkpoint import Checkpoints
 from svdjax.training.config import RunConfig, load_config
 from svdjax.training.data import Clips, open_clips
-from svdjax.training.export import load_trained, save_model
+from svdjax.training.directory import claim
+from svdjax.training.export import save_model
 from svdjax.training.loop import Hook, every, stop_on_signals, train
 from svdjax.training.optim import make_optimizer
 from svdjax.training.samples import write_grid
@@ -52,11 +54,10 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
         The path of the finished ``model.safetensors``, or where the run stopped (SIGTERM, Ctrl-C) after saving.
 
     Raises:
-        UserError: the loss is no longer finite, the directory belongs to another run, or the data is unusable.
+        UserError: the loss is no longer finite, the directory holds another run, or the data is unusable.
     """
     console = console or Console()
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "config.json").write_text(config.to_json())
+    claim(config)
     clips = open_clips(config.data, console)
     model = _initial_model(config)
     console.print(f"{param_count(model):,} parameters, {len(clips.train):,} clips; writing to {config.out}")
@@ -68,7 +69,7 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
                 if stopped:
                     console.print(f"stopped and saved at step {stopped.step} of {stage.name}: run again to go on")
                     return stopped
-            model = load_trained(finished)
+            model = load_model(finished, dtype=np.float32)
     return _export(config, model, clips, console)
 
 
@@ -76,8 +77,8 @@ def _initial_model(config: RunConfig) -> SVD:
     """Random weights, or those of another run; a file of another architecture is refused."""
     if config.init_from is None:
         return initialise(SVD, config.model, config.seed)
-    flat = flat_params(load_trained(config.init_from))
-    return load_flat(abstract(SVD, config.model), flat, what=str(config.init_from))
+    flat = flat_params(load_model(config.init_from, dtype=np.float32))
+    return load_flat(abstract(SVD, config.model), flat, what=config.init_from)
 
 
 def _export(config: RunConfig, model: SVD, clips: Clips, console: Console) -> Path:

@@ -7,11 +7,13 @@ from typing import ClassVar, Literal
 
 import grain
 
+from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.training.data import Clips
 from svdjax.training.optim import OptimConfig
 from svdjax.typing import Array, Float, Key, ndarray
 
+INTERVALS = ("log_every", "validate_every", "sample_every", "checkpoint_every")
 Batch = dict[str, Array | ndarray]
 Metrics = dict[str, Float[Array, ""]]
 
@@ -40,6 +42,17 @@ class Stage(ABC):
     sample_every: int = 0
     checkpoint_every: int = 500
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        """Check what would otherwise fail in the middle of a run.
+
+        Raises:
+            UserError: a number is too small; the message names its option.
+        """
+        for field_name, least in {"steps": 1, "batch": 1, "keep": 1, **dict.fromkeys(INTERVALS, 0)}.items():
+            value = getattr(self, field_name)
+            if value < least:
+                raise UserError(f"--{self.name}.{field_name.replace('_', '-')} {value}: must be at least {least}")
 
     @abstractmethod
     def trains(self, path: str) -> bool:

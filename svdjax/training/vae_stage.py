@@ -64,7 +64,7 @@ class VAEStage(Stage):
 
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         video = batch["video"]
-        posterior = model.vae.encode(rearrange(video, "b t h w c -> (b t) h w c"))
+        posterior = model.vae.encode(_frames_for(model.vae, video))
         latents = rearrange(posterior.sample(key), "(b t) h w c -> b t h w c", b=video.shape[0])
         loss, psnr = self.reconstruction(model.vae.decode(latents), video)
         mean, logvar = posterior.mean.astype(jnp.float32), posterior.logvar.astype(jnp.float32)
@@ -73,8 +73,8 @@ class VAEStage(Stage):
 
     def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
         """Set the scaling factor so that the scaled latents of the held-out clips have unit variance."""
-        encode = jax.jit(lambda video: encode_video(model.vae, to_unit(video)))
-        deviation = jnp.std(jnp.concatenate([encode(batch["video"]) for batch in batches]))
+        encode = jax.jit(lambda vae, video: encode_video(vae, to_unit(video)))
+        deviation = jnp.std(jnp.concatenate([encode(model.vae, batch["video"]) for batch in batches]))
         vae = dataclasses.replace(model.config.vae, scaling_factor=round(1 / float(deviation), 5))
         return dataclasses.replace(model.config, vae=vae)
 
@@ -104,5 +104,10 @@ class DecoderStage(Stage):
 
 def encode_video(vae: VAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h2 w2 c"]:
     """Mode of each frame's latent, not multiplied by the scaling factor."""
-    frames = vae.encode(rearrange(video, "b t h w c -> (b t) h w c")).mode()
-    return rearrange(frames, "(b t) h w c -> b t h w c", b=video.shape[0])
+    latents = vae.encode(_frames_for(vae, video)).mode()
+    return rearrange(latents, "(b t) h w c -> b t h w c", b=video.shape[0])
+
+
+def _frames_for(vae: VAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "n h w 3"]:
+    """Frames in the type in which the autoencoder is to compute; float32 ones would have it compute in float32."""
+    return rearrange(video, "b t h w c -> (b t) h w c").astype(vae.encoder.conv_in.kernel[...].dtype)

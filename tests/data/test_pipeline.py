@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from svdjax.data.motion import MotionBuckets
-from svdjax.data.pipeline import ClipSampling, FixedClips, batches, clip_batches, to_batch, to_unit
+from svdjax.data.pipeline import ClipSampling, batches, clip_batches, fixed_clips, to_unit
 from svdjax.data.records import ClipRecord, write_sprites
 from svdjax.data.sources import FolderSource, ShardSource
 from svdjax.data.sprites import World
@@ -216,10 +216,22 @@ def test_impossible_requests_are_refused_at_once(sprites):
 
 
 def test_fixed_clips_never_change(sprites):
-    fixed = FixedClips(sprites, RANDOM)
-    assert len(fixed) == 20 and same([fixed[2]], [FixedClips(sprites, RANDOM)[2]])
-    batch = to_batch([fixed[i] for i in range(3)])
-    assert batch["video"].shape == (3, 3, 12, 8, 3) and batch["fps"].dtype == np.float32
+    once, again = list(fixed_clips(sprites, RANDOM)), list(fixed_clips(sprites, RANDOM))
+    assert len(once) == 20 and same(once, again)
+    assert once[0]["video"].shape == (3, 12, 8, 3) and once[0]["fps"].dtype == np.float32
+
+
+def test_fixed_clips_can_have_the_buckets_of_another_source(sprites):
+    high = MotionBuckets(thresholds=(1e9,) * 254)
+    assert {float(item["motion_bucket"]) for item in fixed_clips(sprites, RANDOM, buckets=high)} == {1.0}
+
+
+def test_fixed_clips_leave_out_bad_videos_until_they_are_too_many(caplog):
+    sampling = ClipSampling(frames=2, fps=(4.0, 5.0), size=(8, 8))
+    some = Listed([encode(ramp(20))] * 19 + [b"rotten"])
+    assert len(list(fixed_clips(some, sampling))) == 19 and "skipped" in caplog.text
+    with pytest.raises(UserError, match="1 of 2 clips cannot be used"):
+        list(fixed_clips(Listed([encode(ramp(20)), b"rotten"]), sampling))
 
 
 def test_anything_with_an_index_can_be_batched():

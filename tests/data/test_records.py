@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from svdjax.data.decoding import Frames, decode_all
-from svdjax.data.records import ClipRecord, pack, unpack, write_shards, write_sprites
+from svdjax.data.records import ClipRecord, check_sprites, pack, unpack, write_shards, write_sprites
 from svdjax.data.sources import ShardSource
 from svdjax.data.sprites import World, draw_clip
 from svdjax.errors import UserError
@@ -53,6 +53,17 @@ def test_sprites_come_back_from_shards_bit_for_bit(tmp_path):
         assert read.annotations["caption"] == drawn.truth.caption
         assert read.annotations["motion_score"] == drawn.truth.motion
         assert read.annotations == read.annotations | json.loads(json.dumps(drawn.truth.annotations()))
+
+
+def test_a_set_drawn_with_other_settings_is_refused(tmp_path):
+    write_sprites(SMALL, tmp_path / "set", seed=5, count=3)
+    check_sprites(SMALL, tmp_path / "set", seed=5, count=3)
+    with pytest.raises(UserError, match="drawn with another count of"):
+        check_sprites(SMALL, tmp_path / "set", seed=5, count=4)
+    with pytest.raises(UserError, match="drawn with another seed, frames of"):
+        check_sprites(World(height=16, width=16, frames=5), tmp_path / "set", seed=6, count=3)
+    write_shards((clip(i) for i in range(5)), tmp_path / "own")
+    check_sprites(SMALL, tmp_path / "own", seed=5, count=3)
 
 
 def test_the_index_counts_what_is_there(tmp_path):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from svdjax.errors import UserError
 from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
 from svdjax.training.config import load_config
@@ -111,6 +112,19 @@ def test_options_lie_over_the_file():
 def test_quick_is_a_twentieth():
     config = load_config([str(DEMO), "--quick", "--vae.steps", "100"], default=Path("absent.py"))
     assert config.stages()[0].steps == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--unet.batch", "0"], "--unet.batch 0: must be at least 1"),
+        (["--vae.log-every", "-1"], "--vae.log-every -1: must be at least 0"),
+        (["--data.sampling.captions"], "no stage of this run reads captions"),
+    ],
+)
+def test_impossible_values_are_refused_at_once(options, message):
+    with pytest.raises(UserError, match=message):
+        load_config(options, default=DEMO)
 
 
 def test_an_unknown_option_is_refused_with_a_suggestion(capsys):

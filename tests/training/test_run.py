@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from svdjax.conversion.source import load_model
 from svdjax.data.pipeline import to_unit
 from svdjax.data.sources import open_source
 from svdjax.errors import UserError
-from svdjax.models.params import flat_params
+from svdjax.models.params import abstract, cast_floating, flat_params, load_flat
+from svdjax.models.svd import SVD
 from svdjax.training import Stopped, run
 from svdjax.training.data import Clips
-from svdjax.training.export import load_trained
+from svdjax.training.directory import claim
 from svdjax.training.hooks import MetricsLog
 from svdjax.training.vae_stage import encode_video
-from tests.training.tiny import tiny_run
+from tests.training.tiny import MODEL, tiny_run
 from tests.weights import random_model
 
 
@@ -57,7 +59,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None
 
 def test_a_run_leaves_a_model_samples_metrics_and_its_configuration(finished):
     out = finished / "run"
-    model = load_trained(out / "model.safetensors")
+    model = load_model(out / "model.safetensors")
     assert model.config.vae.scaling_factor != tiny_run(finished).model.vae.scaling_factor
     assert {path.name for path in out.glob("samples.*")} == {"samples.png", "samples.mp4"}
     assert list(losses(out / "unet")) == [1, 2, 3, 4]
@@ -67,7 +69,7 @@ def test_a_run_leaves_a_model_samples_metrics_and_its_configuration(finished):
 
 def test_each_stage_trains_its_own_part_only(finished):
     vae, decoder, unet = (
-        flat_params(load_trained(finished / "run" / stage / "model.safetensors"))
+        flat_params(load_model(finished / "run" / stage / "model.safetensors"))
         for stage in ("vae", "decoder", "unet")
     )
 
@@ -78,8 +80,14 @@ def test_each_stage_trains_its_own_part_only(finished):
     assert {part for part, _ in changed(decoder, unet)} == {"unet"}
 
 
+def test_the_autoencoder_computes_in_the_type_of_its_weights():
+    half = cast_floating(flat_params(random_model(SVD, MODEL)), jnp.dtype(jnp.bfloat16))
+    model = load_flat(abstract(SVD, MODEL), half, what="half")
+    assert encode_video(model.vae, jnp.zeros((1, 2, 16, 16, 3))).dtype == jnp.bfloat16
+
+
 def test_latents_have_unit_variance_after_the_vae_stage(finished):
-    model = load_trained(finished / "run/vae/model.safetensors")
+    model = load_model(finished / "run/vae/model.safetensors")
     data = tiny_run(finished).data
     clips = Clips(data, open_source(data.train), open_source(data.validation))
     latents = [
@@ -100,8 +108,8 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(finished, mo
     assert run(config) == config.out / "model.safetensors"
     for part in ("vae", "decoder", "unet"):
         assert losses(config.out / part) == losses(finished / "run" / part)
-        once = flat_params(load_trained(finished / "run" / part / "model.safetensors"))
-        again = flat_params(load_trained(config.out / part / "model.safetensors"))
+        once = flat_params(load_model(finished / "run" / part / "model.safetensors"))
+        again = flat_params(load_model(config.out / part / "model.safetensors"))
         assert all(jnp.array_equal(once[path], again[path]) for path in once)
 
 
@@ -125,8 +133,36 @@ def test_a_checkpoint_of_another_model_is_refused(finished, monkeypatch):
         run(config)
     wider = dataclasses.replace(config.model.vae, channels=(8, 16))
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, vae=wider))
-    with pytest.raises(UserError, match="does not fit this configuration"):
+    with pytest.raises(UserError, match=r"another configuration \(model.vae.channels \[8, 8\] -> \[8, 16\]\)"):
         run(other)
+    (config.out / "config.json").unlink()
+    with pytest.raises(UserError, match="vae/checkpoints/1: this checkpoint is damaged or of another"):
+        run(other)
+
+
+def test_a_damaged_checkpoint_is_named(finished, monkeypatch):
+    config = tiny_run(finished, name="damaged")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "vae", 1)
+        run(config)
+    largest = max((config.out / "vae/checkpoints/1").rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:50])
+    with pytest.raises(UserError, match="vae/checkpoints/1: this checkpoint is damaged"):
+        run(config)
+
+
+def test_a_directory_belongs_to_one_run(finished):
+    config = tiny_run(finished)
+    before = (config.out / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"run holds a run of another configuration \(quick False -> True\)"):
+        run(dataclasses.replace(config, quick=True))
+    with pytest.raises(UserError, match=r"\(seed 0 -> 1, vae.steps 4 -> 5\)"):
+        run(dataclasses.replace(config, seed=1, vae=dataclasses.replace(config.vae, steps=5)))
+    assert (config.out / "model.safetensors").stat().st_mtime_ns == before
+    claim(dataclasses.replace(config, vae=dataclasses.replace(config.vae, log_every=3)))
+    (finished / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"--out .*file: cannot be written"):
+        run(dataclasses.replace(config, out=finished / "file"))
 
 
 def test_starting_from_a_model_of_another_size_is_refused(finished):
@@ -134,4 +170,7 @@ def test_starting_from_a_model_of_another_size_is_refused(finished):
     start = finished / "run/model.safetensors"
     wider = dataclasses.replace(config.model, vae=dataclasses.replace(config.model.vae, channels=(8, 16)))
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        run(dataclasses.replace(config, model=wider, init_from=start))
+        run(dataclasses.replace(config, model=wider, init_from=str(start)))
+    other = dataclasses.replace(tiny_run(finished, name="from-nothing"), init_from="nowhere.safetensors")
+    with pytest.raises(UserError, match=r"nowhere\.safetensors: no such file"):
+        run(other)

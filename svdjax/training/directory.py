@@ -1,0 +1,58 @@
+"""The directory of a run: it belongs to one configuration, which is written into it first."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from svdjax.errors import UserError
+from svdjax.training.config import RunConfig
+from svdjax.training.stage import INTERVALS
+
+# What may change when a run goes on, for it changes nothing that is trained: names of fields, wherever they are.
+_FREE = {"out", "export_dtype", "in_memory", "keep", *INTERVALS}
+
+
+def claim(config: RunConfig) -> None:
+    """Make the run's directory and write its configuration; or check that the directory is this run's.
+
+    Raises:
+        UserError: the directory holds another run, or cannot be written.
+    """
+    path = config.out / "config.json"
+    text = config.to_json()
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_same(path, json.loads(text))
+        partial = path.with_name(".config.json.partial")
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"--out {config.out}: cannot be written ({error.strerror}): choose another place") from None
+
+
+def _check_same(path: Path, wanted: dict[str, Any]) -> None:
+    try:
+        found = dict(_leaves(json.loads(path.read_text())))
+    except ValueError:
+        raise UserError(f"{path}: not a run's configuration: choose another --out") from None
+    new = dict(_leaves(wanted))
+    names = [name for name in {**found, **new} if found.get(name) != new.get(name)]
+    changed = [f"{name} {found.get(name)} -> {new.get(name)}" for name in names]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{path.parent} holds a run of another configuration ({', '.join(changed[:3])}{more}): "
+            "go on with its own, choose another --out, or remove it"
+        )
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of everything in nested JSON objects that must stay."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, inner in value.items():
+        if key not in _FREE:
+            yield from _leaves(inner, f"{name}.{key}".strip("."))
