@@ -48,7 +48,7 @@ def config() -> RunConfig:
     return RunConfig(
         out=Path("runs/demo"),
         model=MODEL,
-        data=DataConfig(sprites=4096),
+        data=DataConfig(sprites=4096, in_memory=True),
         vae=VAEStage(
             steps=1600,
             batch=16,

@@ -21,7 +21,7 @@ from svdjax.conversion.golden import is_golden, load_golden
 from svdjax.conversion.recording import Recording
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.video import write_video
-from svdjax.diffusion import SAMPLERS, Denoise, Denoiser, Trajectory, VPrediction, guided, sample_trajectory
+from svdjax.diffusion import PRECONDITIONINGS, SAMPLERS, Denoise, Denoiser, Trajectory, guided, sample_trajectory
 from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SVDConfig
@@ -187,7 +187,7 @@ class Comparison:
         return dataclasses.replace(cond, vector=self._array(self.recording.vector)[None])
 
     def _denoise(self, model: SVD, cond: Conditioning, **watch: Callable[[str, Array], None]) -> Denoise:
-        denoiser = Denoiser(network_of(model.unet, **watch), VPrediction())
+        denoiser = Denoiser(network_of(model.unet, **watch), PRECONDITIONINGS[model.config.preconditioning])
         uncond = ImageToVideo(config=self.config).unconditional(cond)
         return guided(denoiser, guidance_of(self.defaults), cond, uncond)
 

@@ -126,6 +126,8 @@ def _check_contents(folder: Path) -> None:
     Raises:
         UserError: names the first such file.
     """
+    if not (folder / _CONTENTS).exists():
+        raise UserError(f"{folder}: its {_CONTENTS} is missing: copy it again, or convert the checkpoint again")
     found = _sizes(folder / _WEIGHTS)
     for name, size in json.loads((folder / _CONTENTS).read_text("utf-8")).items():
         if found.get(name) != size:

@@ -80,6 +80,8 @@ def resolve(args: Record, config: SVDConfig) -> SamplingDefaults:
         raise UserError(f"{args.checkpoint}: a model for {config.task}; diffusers runs only image-to-video ones")
     given = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(SamplingDefaults)}
     values = dataclasses.replace(config.defaults, **{k: v for k, v in given.items() if v is not None})
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: must be at least 0")
     for name in ("frames", "steps"):
         if getattr(values, name) < 1:
             raise UserError(f"--{name} {getattr(values, name)}: must be at least 1")

@@ -68,8 +68,13 @@ def fetch_repo(source: str, variant: str | None) -> Path:
         raise UserError(_offline(source)) from None
     except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError):
         raise UserError(f"{source}: neither a local path nor on the Hugging Face Hub: check the name") from None
-    except (HTTPError, OSError):
+    except HfHubHTTPError as error:  # the Hub answered
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source}: the Hugging Face Hub refused: {reason}") from None
+    except (HTTPError, ConnectionError):
         raise UserError(_offline(source)) from None
+    except OSError as error:
+        raise UserError(f"{source}: cannot be stored in the cache ({error.strerror or error})") from None
 
 
 def _offline(source: str) -> str:
@@ -84,7 +89,7 @@ def _fetch_whole(repo: str, variant: str | None) -> Path:
         listed = HfApi().list_repo_files(repo)
     except HfHubHTTPError:  # the Hub answered
         raise
-    except (HTTPError, OSError):
+    except (HTTPError, ConnectionError):
         return Path(snapshot_download(repo, local_files_only=True))
     if "unet/config.json" in listed:
         return Path(snapshot_download(repo, allow_patterns=needed_files(listed, variant)))
@@ -117,7 +122,7 @@ def needed_files(listed: Iterable[str], variant: str | None) -> list[str]:
 
 
 def fetch_address(source: str) -> Path:
-    """Copy a file or a folder of any fsspec filesystem into the cache, except what is there with its size already.
+    """Copy a file or a folder of any fsspec filesystem into the cache, except what is there and has not changed.
 
     Returns:
         The local path.
@@ -145,17 +150,28 @@ def _cache() -> Path:
 
 
 def _copy(system: Any, targets: dict[str, Path]) -> None:
-    sizes = {name: system.size(name) for name in targets}
-    todo = {
-        name: path for name, path in targets.items() if not path.is_file() or path.stat().st_size != sizes[name]
-    }
+    versions = {name: str(system.ukey(name)) for name in targets}
+    todo = {name: path for name, path in targets.items() if _cached_version(path) != versions[name]}
+    sizes = {name: system.size(name) for name in todo}
     columns = TextColumn("fetching"), BarColumn(), DownloadColumn()
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=sum(sizes[name] for name in todo))
+        task = bar.add_task("", total=sum(sizes.values()))
         for name, path in todo.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.partial")
             with system.open(name, "rb") as source, open(partial, "wb") as target:
                 shutil.copyfileobj(source, target, 16 * 2**20)
+            _version_file(path).unlink(missing_ok=True)
             partial.replace(path)
+            _version_file(path).write_text(versions[name])
             bar.advance(task, sizes[name])
+
+
+def _cached_version(path: Path) -> str | None:
+    note = _version_file(path)
+    return note.read_text() if path.is_file() and note.is_file() else None
+
+
+def _version_file(path: Path) -> Path:
+    """Where the filesystem's mark of the copied version is kept: it changes with the content, as a size may not."""
+    return path.with_name(f".{path.name}.version")

@@ -24,21 +24,27 @@ _PNG_KEY = "svdjax"
 
 
 def write_video(
-    path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, *, metadata: Mapping[str, Any] | None = None
+    path: Path,
+    frames: UInt8[ndarray, "t h w 3"],
+    fps: float,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    ending: str | None = None,
 ) -> None:
     """Write a video; the file appears, or replaces an older one, when it is complete.
 
     Args:
-        path: ending in .mp4 (H.264, 4:2:0, BT.709, plays in browsers; an odd side gets one more row or column,
+        path: ends in .mp4 (H.264, 4:2:0, BT.709, plays in browsers; an odd side gets one more row or column,
             a copy of the last), .gif, .webp (animated, lossy), or without an ending: a folder of exact PNG files.
         frames: at least one.
         fps: frames per second; .gif keeps it to a hundredth of a second per frame, a folder only in its metadata.
         metadata: JSON-ready settings, kept inside the file; `read_metadata` gives them back.
+        ending: the kind of file by its ending ("" for a folder), where the path's own does not tell.
 
     Raises:
         UserError: unknown ending, no frames, or the path cannot be written.
     """
-    writer = _WRITERS.get(path.suffix.lower())
+    writer = _WRITERS.get(path.suffix.lower() if ending is None else ending)
     if writer is None:
         raise UserError(
             f"{path} ends in {path.suffix}: name it .mp4, .gif or .webp, or without an ending for PNG files"
@@ -91,8 +97,7 @@ def _finished(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes it at the end, or vanishes after a failure."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if path.is_dir():
-            _refuse_foreign(path)
+        check_replaceable(path)
         yield partial
         if path.is_dir():
             shutil.rmtree(path)
@@ -102,11 +107,16 @@ def _finished(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Only a folder that holds nothing but our own frames may be replaced."""
-    foreign = [p.name for p in folder.iterdir() if not (p.name.startswith("frame_") and p.suffix == ".png")]
+def check_replaceable(path: Path) -> None:
+    """Check that what a video would replace is nothing, a file, or a folder of frames like our own.
+
+    Raises:
+        UserError: it is a folder with other files in it.
+    """
+    inside = path.iterdir() if path.is_dir() else ()
+    foreign = [p.name for p in inside if not (p.name.startswith("frame_") and p.suffix == ".png")]
     if foreign:
-        raise UserError(f"{folder} holds other files ({foreign[0]}): choose another place")
+        raise UserError(f"{path} holds other files ({foreign[0]}): choose another place")
 
 
 def _write_mp4(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:

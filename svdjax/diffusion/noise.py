@@ -59,9 +59,12 @@ class AlignYourSteps:
     """Levels optimised for few steps (Sabour et al. 2024, arXiv 2404.14507), published for 10 steps of SVD.
 
     Other step counts interpolate ln(sigma) linearly, as the authors do. The last level becomes 0, as in
-    every schedule here, so 10 steps end with .034 and 0.
+    every schedule here, so 10 steps end with .034 and 0. For a model with another range of noise levels than SVD's,
+    ln(sigma) is stretched to it.
     """
 
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
     levels: tuple[float, ...] = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 
     def __call__(self, steps: int) -> Float[Array, " n"]:
@@ -69,7 +72,10 @@ class AlignYourSteps:
         _check_steps(steps)
         position = np.linspace(0, 1, steps + 1)[:-1]
         known = np.linspace(0, 1, len(self.levels))
-        return _then_zero(np.exp(np.interp(position, known, np.log(self.levels))))
+        levels = np.log(self.levels)
+        share = (levels - levels[-1]) / (levels[0] - levels[-1])
+        stretched = np.log(self.sigma_min) + share * np.log(self.sigma_max / self.sigma_min)
+        return _then_zero(np.exp(np.interp(position, known, stretched)))
 
 
 @cache

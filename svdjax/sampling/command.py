@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import Progress
 
 from svdjax.conversion.checkpoint import Options
 from svdjax.conversion.source import load_model, open_checkpoint
-from svdjax.data.video import write_video
+from svdjax.data.video import check_replaceable, write_video
 from svdjax.errors import UserError
-from svdjax.models.svd import SVD, SamplingDefaults
+from svdjax.models.svd import SamplingDefaults
 from svdjax.progress import step_bar
 from svdjax.sampling.images import Fit, read_image
 from svdjax.sampling.pipeline import Pipeline, SamplerName, ScheduleName, Settings, size_multiple
@@ -52,7 +51,8 @@ class Sample:
         seed: the same seed gives the same video.
         num_videos: videos per photo.
         per_device: videos that a device works on at once.
-        chunk: frames to decode at once; fewer need less memory.
+        chunk: frames to decode at once; fewer need less memory. If left out, a large video is decoded 2 or more
+            frames at a time.
         decode: exact equals decoding all frames at once; reference decodes chunks alone, as PyTorch does.
         variant: which files of a diffusers folder, for example fp16.
         dtype: numbers to compute with; bfloat16 on accelerators and float32 on CPUs if left out.
@@ -109,6 +109,8 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
         raise UserError(f"--fps {values.fps}: must be above 0 and at most 240 (5 to 30 is usual)")
     if not 0 <= values.motion_bucket <= 255:
         raise UserError(f"--motion-bucket {values.motion_bucket}: must be from 0 to 255 (127 is usual)")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed}: must be from 0 to 2^63 - 1")
     if not all(np.isfinite(values.guidance)):
         raise UserError(f"--guidance {values.guidance}: must be two numbers")
     return Settings(
@@ -123,7 +125,11 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
 
 
 def output_paths(photos: Sequence[Path], args: Sample) -> list[Path]:
-    """One path per video: the photo's name, numbered where one photo or one name gives several."""
+    """One path per video: the photo's name, numbered where one photo or one name gives several.
+
+    Raises:
+        UserError: two videos would get one name, or a video the name of a folder with other files.
+    """
     suffix = "" if args.format == "png" else f".{args.format}"
     stems = [photo.stem for photo in photos]
     paths = []
@@ -131,6 +137,10 @@ def output_paths(photos: Sequence[Path], args: Sample) -> list[Path]:
         unique = stem if stems.count(stem) == 1 else f"{stem}-{index}"
         for number in range(args.num_videos):
             paths.append(args.out / f"{unique}{f'-{number}' if args.num_videos > 1 else ''}{suffix}")
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{path}: two videos would have this name: rename a photo, or animate them one by one")
+        check_replaceable(path)
     return paths
 
 
@@ -161,15 +171,19 @@ def run(args: Sample) -> list[Path]:
     images = np.stack([read_image(photo, *size, args.fit) for photo in photos])
     images = np.repeat(images, args.num_videos, axis=0)
     _make_folder(args.out)
-    model = load_model(args.checkpoint, dtype=DTYPES[dtype], options=options)
-    with step_bar(console) as progress:
-        videos, timings = _animate(model, settings, images, progress)
     paths = output_paths(photos, args)
+    model = load_model(args.checkpoint, dtype=DTYPES[dtype], options=options)
     metadata = {"checkpoint": args.checkpoint, "dtype": dtype, **_flat(settings)}
-    for index, (path, frames) in enumerate(zip(paths, videos, strict=True)):
-        write_video(path, frames, settings.defaults.fps, metadata={**metadata, "video": index})
-        print(path)
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in timings.items())
+    ending = "" if args.format == "png" else f".{args.format}"
+    with step_bar(console) as bar:
+        task = bar.add_task("sampling", total=None)
+        pipeline = Pipeline(model, settings, on_step=lambda step: bar.advance(task))
+        bar.update(task, total=pipeline.step_calls(len(images)))
+        for index, (path, frames) in enumerate(zip(paths, pipeline.videos(images), strict=True)):
+            about = {**metadata, "video": index}
+            write_video(path, frames, settings.defaults.fps, metadata=about, ending=ending)
+            print(path, flush=True)
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in pipeline.timings.seconds.items())
     console.print(f"{len(paths)} video(s): {stages} (compilation included)")
     return paths
 
@@ -187,12 +201,3 @@ def _make_folder(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--out {path}: cannot write there ({error.strerror})") from None
-
-
-def _animate(
-    model: SVD, settings: Settings, images: np.ndarray, progress: Progress
-) -> tuple[np.ndarray, dict[str, float]]:
-    steps = progress.add_task("sampling", total=settings.defaults.steps * -(-len(images) // settings.per_device))
-    pipeline = Pipeline(model, settings, on_step=lambda step: progress.advance(steps))
-    videos = pipeline(images)
-    return videos, pipeline.timings.seconds

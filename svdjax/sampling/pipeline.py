@@ -1,7 +1,7 @@
 """From pictures to frames: conditioning, the sampler, and the decoder, on every device there is."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from svdjax.diffusion.denoiser import Denoiser, VPrediction
+from svdjax.diffusion.denoiser import PRECONDITIONINGS, Denoiser
 from svdjax.diffusion.guidance import (
     ConstantGuidance,
     Guidance,
@@ -26,13 +26,14 @@ from svdjax.diffusion.samplers import SAMPLERS, sample
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.vae import VAE
-from svdjax.sampling.decode import decode_frames
+from svdjax.sampling.decode import decode_frames, default_chunk
 from svdjax.sampling.images import pad_to_multiple, to_uint8
 from svdjax.tasks import Conditioning, ImageRequest, ImageToVideo, network_of
 from svdjax.typing import Array, Float, Int, Key, PyTree, UInt8, ndarray
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral", "ddim"]
 ScheduleName = Literal["karras", "align_your_steps", "log_linear"]
+SCHEDULES = {"karras": Karras, "align_your_steps": AlignYourSteps, "log_linear": LogLinear}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class Settings:
         sampler, schedule: names of the sampler and of the noise levels that it steps through.
         seed: video i of a seed is the same whatever the number of devices and of other videos.
         per_device: videos that a device works on at once.
-        chunk: frames decoded at once, or None for all.
+        chunk: frames decoded at once. None is as many as memory allows by :func:`default_chunk` where the result
+            does not depend on it (``exact``), else all.
         decode: ``exact`` equals decoding all frames at once; ``reference`` decodes chunks alone, with seams.
     """
 
@@ -88,10 +90,7 @@ def size_multiple(config: SVDConfig) -> int:
 
 def schedule_of(name: ScheduleName, defaults: SamplingDefaults) -> Schedule:
     """The noise levels to step through, over the checkpoint's range."""
-    if name == "align_your_steps":
-        return AlignYourSteps()
-    kind = Karras if name == "karras" else LogLinear
-    return kind(sigma_min=defaults.sigma_min, sigma_max=defaults.sigma_max)
+    return SCHEDULES[name](sigma_min=defaults.sigma_min, sigma_max=defaults.sigma_max)
 
 
 def decoder_dtype(vae: VAE) -> np.dtype:
@@ -136,19 +135,35 @@ class Pipeline:
         Returns:
             The frames of each video.
         """
+        return np.stack(list(self.videos(images, motion_buckets)))
+
+    def videos(
+        self, images: Float[ndarray, "b h w 3"], motion_buckets: Float[ndarray, " b"] | None = None
+    ) -> Iterator[UInt8[ndarray, "t h w 3"]]:
+        """The same videos one after the other, as soon as each is finished."""
         count = len(images)
-        per_device = min(self._settings.per_device, count)
         if motion_buckets is None:
             motion_buckets = np.full(count, self._settings.defaults.motion_bucket, np.float32)
-        devices = jax.devices()[: -(-count // per_device)]
+        devices, groups = self._layout(count)
+        stages = self._stages(devices)
+        for group in groups:
+            frames = self._group(images[group % count], motion_buckets[group % count], group, stages)
+            yield from frames[: count - group[0]]
+
+    def step_calls(self, count: int) -> int:
+        """How often ``on_step`` is called for ``count`` videos."""
+        devices, groups = self._layout(count)
+        return len(devices) * len(groups) * self._settings.defaults.steps
+
+    def _layout(self, count: int) -> tuple[tuple[jax.Device, ...], Int[ndarray, "groups n"]]:
+        """The devices to use, and the numbers of the videos that they work on at once, group by group.
+
+        The last group is filled up with the first pictures again, so that every group has the same shapes.
+        """
+        per_device = min(self._settings.per_device, count)
+        devices = tuple(jax.devices()[: -(-count // per_device)])
         at_once = len(devices) * per_device
-        stages = self._stages(tuple(devices))
-        # The last group is filled up with its own pictures again, so that every group has the same shapes.
-        groups = np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
-        frames = [
-            self._group(images[group % count], motion_buckets[group % count], group, stages) for group in groups
-        ]
-        return np.concatenate(frames)[:count]
+        return devices, np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
 
     def _stages(self, devices: tuple[jax.Device, ...]) -> Sequence[Callable[..., Any]]:
         """The three stages on these devices, which share one copy of the weights on each."""
@@ -215,7 +230,7 @@ class Pipeline:
         settings, defaults = self._settings, self._settings.defaults
         _, key = self._keys()
         sigmas = schedule_of(settings.schedule, defaults)(defaults.steps)
-        denoiser = Denoiser(network_of(model.unet), VPrediction())
+        denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[self._config.preconditioning])
         denoise = guided(denoiser, guidance_of(defaults), cond, self._task.unconditional(cond))
         shape = (*cond.concat.shape[1:4], self._config.vae.latent_channels)
         noise = initial_noise(key, videos, shape, sigmas[0])
@@ -226,7 +241,10 @@ class Pipeline:
         """Third stage: scaled latents to frames in about [-1, 1]."""
         settings = self._settings
         z = (latents / self._config.vae.scaling_factor).astype(decoder_dtype(model.vae))
-        return decode_frames(model.vae, z, chunk=settings.chunk, mode=settings.decode)
+        chunk = settings.chunk
+        if chunk is None and settings.decode == "exact":
+            chunk = default_chunk(*z.shape[1:4])
+        return decode_frames(model.vae, z, chunk=chunk, mode=settings.decode)
 
     def _keys(self) -> Key[Array, "2"]:
         """Randomness of the noise augmentation, and of the sampler."""

@@ -22,7 +22,7 @@ class DataConfig:
     Attributes:
         train, validation: a folder of video files, or of shards written by this package.
         sampling: size, frames and frame rate of the clips.
-        in_memory: decode each video once and keep its frames.
+        in_memory: decode each video once and keep its frames, for data that fits (see `sources.InMemory`).
         sprites: training clips to draw from the built-in world where a folder is missing, and as many validation
             clips as ``sprites_validation``, of another seed; 0 never draws. A folder that was drawn with other
             settings is refused.
@@ -32,7 +32,7 @@ class DataConfig:
     train: Path = Path("data/sprites/train")
     validation: Path = Path("data/sprites/validation")
     sampling: ClipSampling = field(default_factory=ClipSampling)
-    in_memory: bool = True
+    in_memory: bool = False
     sprites: int = 0
     sprites_validation: int = 256
     world: World = field(default_factory=World)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from svdjax.data.pipeline import batches
-from svdjax.diffusion.denoiser import Denoiser, VPrediction
+from svdjax.diffusion.denoiser import PRECONDITIONINGS, Denoiser
 from svdjax.diffusion.loss import VWeighting, denoising_loss
 from svdjax.diffusion.noise import LogNormal
 from svdjax.models.svd import SVD
@@ -47,10 +47,8 @@ class DiffusionStage(Stage):
         cond = task.drop(task.condition(model, request, x0.shape[1]), drop_key, self.drop)
         sigma = self.sigma.sample(sigma_key, (x0.shape[0],))
         noise = jax.random.normal(noise_key, x0.shape)
-        losses = denoising_loss(
-            Denoiser(network_of(model.unet), VPrediction()), x0, noise, sigma, cond, VWeighting()
-        )
-        return jnp.mean(losses), {}
+        denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[model.config.preconditioning])
+        return jnp.mean(denoising_loss(denoiser, x0, noise, sigma, cond, VWeighting())), {}
 
     def iterator(self, model: SVD, clips: Clips, *, seed: int) -> grain.DatasetIterator:
         """Training batches, with their latents if these are to be cached."""

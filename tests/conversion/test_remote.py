@@ -40,11 +40,20 @@ def test_a_folder_at_an_address_is_copied_once(tmp_path, bucket, monkeypatch):
     bucket.put(str(folder), "/bucket/svd", recursive=True)
     found = open_checkpoint("memory://bucket/svd")
     assert_same(found.params, open_checkpoint(folder).params)
-    monkeypatch.setattr(type(bucket), "_open", lambda *args, **kwargs: pytest.fail("copied again"))
+    opened = []
+
+    def watched(name, *args, **kwargs):
+        opened.append(name)
+        return type(bucket).open(bucket, name, *args, **kwargs)
+
+    monkeypatch.setattr(bucket, "open", watched)
     assert_same(open_checkpoint("memory://bucket/svd").params, found.params)
-    bucket.store["/bucket/svd/unet/config.json"].write(b"changed: longer than before" * 1000)
-    with pytest.raises(pytest.fail.Exception, match="copied again"):
-        open_checkpoint("memory://bucket/svd")
+    assert not opened
+    path = "/bucket/svd/unet/config.json"
+    bucket.pipe_file(path, bucket.cat_file(path))  # of the same size, but written anew
+    opened.clear()
+    open_checkpoint("memory://bucket/svd")
+    assert opened == [path]
 
 
 @pytest.mark.parametrize("address", ["memory://bucket/nothing", "nosuchscheme://bucket/svd"])
@@ -152,6 +161,15 @@ def test_without_network():
         open_checkpoint("stabilityai/nothing/svd.safetensors")
 
 
+def test_a_full_disk_is_not_called_a_lost_connection(monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remote, "hf_hub_download", full)
+    with pytest.raises(UserError, match=r"cannot be stored in the cache .No space left"):
+        open_checkpoint("someone/svd/svd.safetensors")
+
+
 def _answer(kind):
     import inspect
 
@@ -165,6 +183,7 @@ def _answer(kind):
         ("GatedRepoError", r"accept its licence .*hf auth login"),
         ("RepositoryNotFoundError", "check the name"),
         ("RemoteEntryNotFoundError", "check the name"),
+        ("HfHubHTTPError", "the Hugging Face Hub refused: no"),
     ],
 )
 def test_answers_of_the_hub(monkeypatch, error, message):

@@ -92,6 +92,8 @@ def test_align_your_steps(x64):
     table = [700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002]
     np.testing.assert_allclose(AlignYourSteps()(10), [*table[:-1], 0], rtol=1e-12)
     np.testing.assert_allclose(AlignYourSteps()(5), [*table[:-1:2], 0], rtol=1e-12)
+    squared = AlignYourSteps(sigma_min=0.002**2, sigma_max=700.0**2)(10)
+    np.testing.assert_allclose(squared, [*np.square(table[:-1]), 0], rtol=1e-9)
     twenty = np.asarray(AlignYourSteps()(20))
     np.testing.assert_allclose(twenty[:-1:2], table[:-1], rtol=1e-9)
     np.testing.assert_allclose(twenty[1::2], np.sqrt(np.multiply(table[:-1], table[1:])), rtol=1e-9)

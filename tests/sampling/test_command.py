@@ -22,9 +22,15 @@ from tests.weights import random_model
 DEFAULTS = SamplingDefaults(frames=2, height=16, width=24, steps=2, guidance=(1.0, 2.0), sigma_max=80.0)
 TINY = SVDConfig(
     unet=UNetConfig(
-        channels=(32, 32), num_res_blocks=1, attention=(False, True), head_dim=32, context_dim=24, vector_dim=24
+        channels=(32, 32),
+        num_res_blocks=1,
+        attention=(False, True),
+        head_dim=32,
+        context_dim=24,
+        vector_dim=24,
+        norm_groups=4,  # 32 would hide what the scalars add to each channel
     ),
-    vae=VAEConfig(channels=(32, 32), num_res_blocks=1),
+    vae=VAEConfig(channels=(32, 32), num_res_blocks=1, norm_groups=4),
     image_encoder=CLIPVisionConfig(
         width=32, layers=1, heads=2, mlp_dim=64, patch_size=28, image_size=56, projection_dim=24
     ),
@@ -121,6 +127,8 @@ def test_options_lie_over_the_checkpoints_defaults():
         ({"num_videos": 0}, "--num-videos 0"),
         ({"fps": 0.0}, "--fps 0"),
         ({"motion_bucket": 256.0}, "--motion-bucket 256"),
+        ({"seed": 2**63}, "--seed 9223372036854775808"),
+        ({"seed": -1}, "--seed -1"),
         ({"noise_aug": float("nan")}, "--noise-aug nan"),
         ({"guidance": (1.0, float("inf"))}, "--guidance"),
     ],
@@ -159,6 +167,41 @@ def test_photos_of_one_name_do_not_overwrite_each_other():
     photos = [Path("a/cat.png"), Path("b/cat.png"), Path("dog.jpg")]
     paths = output_paths(photos, Sample(num_videos=2, out=Path("o")))
     assert len(set(paths)) == 6 and paths[4:] == [Path("o/dog-0.mp4"), Path("o/dog-1.mp4")]
+
+
+def test_videos_that_would_overwrite_something_are_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match=r"cat-0\.mp4: two videos would have this name"):
+        output_paths([Path("a/cat.png"), Path("b/cat.png"), Path("cat-0.png")], Sample())
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "diary.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"cat holds other files \(diary.txt\)"):
+        output_paths([Path("cat.png")], Sample(format="png", out=tmp_path))
+
+
+@pytest.mark.slow
+def test_each_video_is_written_when_it_is_finished(checkpoint, photo, tmp_path, monkeypatch):
+    """Also those of photos with dots in their names, as folders."""
+    photos = [photo.with_name(f"a.{number}.png") for number in range(9)]
+    for path in photos:
+        path.write_bytes(photo.read_bytes())
+    argv = ("sample", *photos, "--checkpoint", checkpoint, "--out", tmp_path, "--format", "png")
+    group, done = Pipeline._group, []
+
+    def second_group_fails(self, *args):
+        if done:
+            raise UserError("the power is gone")
+        done.append(1)
+        return group(self, *args)
+
+    monkeypatch.setattr(Pipeline, "_group", second_group_fails)
+    assert command(*argv) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{number}" for number in range(8)]
+
+
+def test_the_bar_counts_every_step_of_every_device(model):
+    pipeline = Pipeline(model, Settings(defaults=DEFAULTS, per_device=2))
+    # Five devices with two videos each; with nine videos the last one is filled up.
+    assert [pipeline.step_calls(count) for count in (1, 9, 16, 17)] == [2, 10, 16, 32]
 
 
 def test_the_released_models_want_multiples_of_64():

@@ -11,7 +11,7 @@ import pytest
 from svdjax.errors import UserError
 from svdjax.models.params import abstract, cast_floating
 from svdjax.models.vae import VAE, VAEConfig
-from svdjax.sampling.decode import convolution_reach, decode_frames
+from svdjax.sampling.decode import convolution_reach, decode_frames, default_chunk
 from tests.weights import random_model
 
 TINY = VAEConfig(channels=(32, 64), num_res_blocks=1)
@@ -76,3 +76,9 @@ def test_reach_of_the_convolutions():
 def test_chunk_must_be_positive():
     with pytest.raises(UserError, match="chunk = 0"):
         decode_frames(abstract(VAE, TINY), jnp.zeros((1, 3, 4, 4, 4)), chunk=0)
+
+
+def test_only_large_videos_are_decoded_in_chunks_if_nobody_asks():
+    assert default_chunk(8, 16, 16) is None and default_chunk(14, 32, 48) is None
+    assert default_chunk(14, 72, 128) == default_chunk(25, 72, 128) == 2
+    assert default_chunk(2, 1000, 1000) == 1

@@ -24,8 +24,9 @@ TINY = SVDConfig(
         head_dim=32,
         context_dim=24,
         vector_dim=48,
+        norm_groups=4,
     ),
-    vae=VAEConfig(channels=(32, 32), num_res_blocks=1),
+    vae=VAEConfig(channels=(32, 32), num_res_blocks=1, norm_groups=4),
     image_encoder=CLIPVisionConfig(
         width=32, layers=1, heads=2, mlp_dim=64, patch_size=28, image_size=56, projection_dim=24
     ),

@@ -16,7 +16,13 @@ from svdjax.training.vae_stage import DecoderStage, VAEStage
 
 MODEL = SVDConfig(
     unet=UNetConfig(
-        channels=(32,), num_res_blocks=1, attention=(False,), head_dim=32, context_dim=8, vector_dim=12
+        channels=(32,),
+        num_res_blocks=1,
+        attention=(False,),
+        head_dim=32,
+        context_dim=8,
+        vector_dim=12,
+        norm_groups=4,
     ),
     vae=VAEConfig(channels=(8, 8), num_res_blocks=1, norm_groups=4),
     image_encoder=CLIPVisionConfig(
