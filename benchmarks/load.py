@@ -13,16 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from svdjax.conversion.checkpoint import Checkpoint, shapes_of
 from svdjax.conversion.diffusers import write_diffusers
-from svdjax.conversion.tensors import Tensor
-from svdjax.models.params import flat_params
 from svdjax.models.svd import SVDConfig
+from tests.weights import random_checkpoint
 
 OURS = """
 import resource, time
@@ -49,22 +46,6 @@ print(f"{{time.perf_counter() - imported:.1f}} {{imported - start:.1f}} "
 """
 
 
-def random_checkpoint(config: SVDConfig, seed: int) -> Checkpoint:
-    """Full-size random float16 weights, each drawn when it is written."""
-
-    def tensor(name: str, shape: tuple[int, ...], number: int) -> Tensor:
-        def load() -> np.ndarray:
-            return (np.random.default_rng((seed, number)).standard_normal(shape, np.float32) / 32).astype(
-                np.float16
-            )
-
-        return Tensor(name=name, shape=shape, dtype=np.dtype(np.float16), load=load)
-
-    shapes = flat_params(shapes_of(config))
-    params = {name: tensor(name, x.shape, number) for number, (name, x) in enumerate(shapes.items())}
-    return Checkpoint(what="random weights", config=config, params=params)
-
-
 def main() -> None:
     """Write the checkpoint if it is not there, then load it in turns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -72,7 +53,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     if not args.folder.exists():
-        checkpoint = random_checkpoint(SVDConfig.svd(), seed=0)
+        checkpoint = random_checkpoint(SVDConfig.svd(), seed=0, dtype=np.float16)
         args.folder.parent.mkdir(parents=True, exist_ok=True)
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("writing", total=checkpoint.nbytes)

@@ -9,34 +9,14 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
-from svdjax.conversion.checkpoint import Checkpoint, shapes_of
 from svdjax.conversion.diffusers import write_diffusers
-from svdjax.conversion.tensors import Tensor
-from svdjax.models.params import flat_params
 from svdjax.models.svd import SVDConfig
+from tests.weights import random_checkpoint
 
 PHOTO = os.environ.get("SVDJAX_PHOTO")
 SMALL_RUN = ("--frames", "3", "--height", "128", "--width", "192", "--steps", "2", "--guidance", "1", "3")
-
-
-def random_checkpoint(config, seed):
-    """Random float32 parameters, none zero or one, each drawn when it is written; activations keep their size."""
-
-    def tensor(number, path, shape):
-        def load():
-            noise = np.random.default_rng((seed, number)).standard_normal(shape, np.float32)
-            if path.endswith(".kernel"):
-                return noise / np.float32(np.sqrt(np.prod(shape[:-1])))
-            return np.float32(path.endswith(".scale")) + np.float32(0.3) * noise
-
-        return Tensor(path, shape, np.dtype(np.float32), load)
-
-    shapes = flat_params(shapes_of(config)).items()
-    params = {path: tensor(i, path, tuple(shape.shape)) for i, (path, shape) in enumerate(shapes)}
-    return Checkpoint(what="random weights", config=config, params=params)
 
 
 def measured(*arguments):
