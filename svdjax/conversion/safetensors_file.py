@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from svdjax.conversion.tensors import Progressed, Tensor
+from svdjax.conversion.tensors import Progressed, Tensor, contiguous
 from svdjax.errors import UserError
 
 _MAX_HEADER = 100_000_000  # the reference implementation's limit
@@ -129,7 +129,7 @@ def write_safetensors(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in ordered.values():
-            array = np.ascontiguousarray(tensor.load())
+            array = contiguous(tensor.load())
             file.write(memoryview(array.reshape(-1).view(np.uint8)))
             progress(tensor.nbytes)
         file.flush()

@@ -1,5 +1,6 @@
 """Opening any checkpoint: what SRC can be, and how each kind is recognised, by content rather than by name."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from svdjax.conversion.native import FORMAT, is_native_folder, read_native_file,
 from svdjax.conversion.remote import fetch_address, fetch_repo, is_address, is_repo
 from svdjax.conversion.safetensors_file import read_safetensors
 from svdjax.conversion.sgm import read_sgm
+from svdjax.conversion.tensors import contiguous
 from svdjax.conversion.torch_file import read_ckpt
 from svdjax.errors import UserError
 from svdjax.models.params import load_flat
@@ -79,7 +81,7 @@ def _open_file(path: Path, options: Options) -> Checkpoint:
 
 
 def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: Options | None = None) -> SVD:
-    """Load a model of any format onto the default device, one parameter at a time.
+    """Load a model of any format onto the default device, a few parameters at a time.
 
     Args:
         source: see :func:`open_checkpoint`.
@@ -93,7 +95,7 @@ def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: O
         UserError: the checkpoint is missing, damaged or of another architecture.
     """
     checkpoint = open_checkpoint(source, options).cast(None if dtype is None else np.dtype(dtype))
-    params = {
-        path: jax.device_put(np.ascontiguousarray(tensor.load())) for path, tensor in checkpoint.params.items()
-    }
+    with ThreadPoolExecutor() as pool:
+        arrays = pool.map(lambda tensor: jax.device_put(contiguous(tensor.load())), checkpoint.params.values())
+        params = dict(zip(checkpoint.params, arrays, strict=True))
     return load_flat(shapes_of(checkpoint.config), params, what=checkpoint.what)

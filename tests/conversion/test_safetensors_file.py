@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from svdjax.conversion.safetensors_file import read_safetensors, write_safetensors
-from svdjax.conversion.tensors import Tensor, all_finite, checked
+from svdjax.conversion.tensors import Tensor, all_finite, checked, contiguous
 from svdjax.errors import UserError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -50,6 +50,14 @@ def test_the_reference_reads_what_we_wrote(tmp_path, examples):
     with safe_open(tmp_path / "b.safetensors", "pt") as file:
         assert file.metadata() == {"x": "y"}
     assert sum(done) == sum(tensor.nbytes for tensor in examples.values())
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (70, 130), (65, 3, 2, 129)])
+def test_transposed_arrays_are_copied_in_blocks(shape):
+    array = np.arange(np.prod(shape)).reshape(shape).T
+    copy = contiguous(array)
+    assert copy.flags.c_contiguous
+    np.testing.assert_array_equal(copy, array)
 
 
 def test_writes_arrays_that_are_not_contiguous(tmp_path):
