@@ -99,7 +99,7 @@ def check_norm_groups(checkpoint: Checkpoint) -> None:
         if network.norm_groups != 32:
             raise UserError(
                 f"{checkpoint.what}: its {name} has norm_groups {network.norm_groups}; diffusers and the original "
-                "code have 32 and would compute something else: choose --to svdjax"
+                "code have 32 and would compute something else: only svdjax's own formats can hold it"
             )
 
 

@@ -13,6 +13,7 @@ sizes                                                             ``contents.jso
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,7 @@ class _Group:
         self.weights, self.group, self.leaves = weights, group, leaves
         self.loaded: dict[str, np.ndarray] = {}
         self.batch_of: dict[str, list[str]] = {}
+        self.lock = threading.Lock()
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays by name."""
@@ -195,7 +197,11 @@ class _Group:
 
     def _tensor(self, name: str) -> Tensor:
         leaf = self.leaves[name]
-        return Tensor(name, tuple(leaf.shape), np.dtype(leaf.dtype), lambda: self._load(name))
+        return Tensor(name, tuple(leaf.shape), np.dtype(leaf.dtype), lambda: self._take(name))
+
+    def _take(self, name: str) -> np.ndarray:
+        with self.lock:
+            return self._load(name)
 
     def _load(self, name: str) -> np.ndarray:
         if name not in self.loaded:

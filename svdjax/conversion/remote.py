@@ -150,12 +150,12 @@ def _cache() -> Path:
 
 
 def _copy(system: Any, targets: dict[str, Path]) -> None:
-    versions = {name: str(system.ukey(name)) for name in targets}
+    sizes = {name: system.size(name) for name in targets}
+    versions = {name: f"{system.ukey(name)} {sizes[name]}" for name in targets}
     todo = {name: path for name, path in targets.items() if _cached_version(path) != versions[name]}
-    sizes = {name: system.size(name) for name in todo}
     columns = TextColumn("fetching"), BarColumn(), DownloadColumn()
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=sum(sizes.values()))
+        task = bar.add_task("", total=sum(sizes[name] for name in todo))
         for name, path in todo.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.partial")
@@ -173,5 +173,8 @@ def _cached_version(path: Path) -> str | None:
 
 
 def _version_file(path: Path) -> Path:
-    """Where the filesystem's mark of the copied version is kept: it changes with the content, as a size may not."""
+    """Where the filesystem's mark of the copied version is kept: it changes with the content, as a size may not.
+
+    (Only fsspec's HTTP has no mark that changes, so there the size decides.)
+    """
     return path.with_name(f".{path.name}.version")

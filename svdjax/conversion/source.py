@@ -19,6 +19,7 @@ from svdjax.errors import UserError
 from svdjax.models.params import load_flat
 from svdjax.models.svd import SVD
 
+_AT_ONCE = 8  # tensors that are read side by side
 KINDS = "a diffusers folder, a .safetensors or .ckpt file, or a checkpoint of svdjax"
 
 
@@ -95,7 +96,11 @@ def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: O
         UserError: the checkpoint is missing, damaged or of another architecture.
     """
     checkpoint = open_checkpoint(source, options).cast(None if dtype is None else np.dtype(dtype))
-    with ThreadPoolExecutor() as pool:
-        arrays = pool.map(lambda tensor: jax.device_put(contiguous(tensor.load())), checkpoint.params.values())
-        params = dict(zip(checkpoint.params, arrays, strict=True))
+    # Only NumPy works in the threads: JAX's settings (x64, the default device) are this thread's own.
+    params, waiting = {}, list(checkpoint.params.items())
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(waiting), _AT_ONCE):
+            names, tensors = zip(*waiting[start : start + _AT_ONCE], strict=True)
+            arrays = pool.map(lambda tensor: contiguous(tensor.load()), tensors)
+            params |= {name: jax.device_put(array) for name, array in zip(names, arrays, strict=True)}
     return load_flat(shapes_of(checkpoint.config), params, what=checkpoint.what)

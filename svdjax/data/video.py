@@ -52,7 +52,7 @@ def write_video(
     if not len(frames) or not 0 < fps < math.inf:
         raise UserError(f"{path}: {len(frames)} frames at {fps:g} fps make no video: give at least one frame")
     try:
-        with _finished(path) as partial:
+        with _finished(path, folder=writer is _write_folder) as partial:
             writer(partial, np.ascontiguousarray(frames), fps, json.dumps(dict(metadata or {})))
     except (OSError, av.FFmpegError) as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another place") from None
@@ -65,7 +65,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         UserError: no such file, or not a video or picture.
     """
     try:
-        text = _READERS.get(path.suffix.lower(), _read_mp4)(path)
+        text = (_read_folder if path.is_dir() else _READERS.get(path.suffix.lower(), _read_mp4))(path)
     except (OSError, av.FFmpegError, UnidentifiedImageError, StopIteration) as error:
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): check it") from None
     try:
@@ -93,11 +93,11 @@ def _as_fraction(fps: float) -> Fraction:
 
 
 @contextmanager
-def _finished(path: Path) -> Iterator[Path]:
+def _finished(path: Path, *, folder: bool) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes it at the end, or vanishes after a failure."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        check_replaceable(path)
+        check_replaceable(path, folder=folder)
         yield partial
         if path.is_dir():
             shutil.rmtree(path)
@@ -107,13 +107,22 @@ def _finished(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def check_replaceable(path: Path) -> None:
-    """Check that what a video would replace is nothing, a file, or a folder of frames like our own.
+def check_replaceable(path: Path, *, folder: bool) -> None:
+    """Check that what a video would replace is nothing, an older file, or a folder of frames like our own.
+
+    Args:
+        path: of the video.
+        folder: whether it is going to be a folder of frames.
 
     Raises:
-        UserError: it is a folder with other files in it.
+        UserError: it is a folder with other files in it, or a file where a folder is to be.
     """
-    inside = path.iterdir() if path.is_dir() else ()
+    if folder and path.is_file():
+        raise UserError(f"{path} is a file, where a folder is to be: choose another place")
+    try:
+        inside = list(path.iterdir()) if path.is_dir() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): choose another place") from None
     foreign = [p.name for p in inside if not (p.name.startswith("frame_") and p.suffix == ".png")]
     if foreign:
         raise UserError(f"{path} holds other files ({foreign[0]}): choose another place")

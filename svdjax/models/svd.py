@@ -134,7 +134,7 @@ class SVDConfig:
         """
         try:
             return _from_dict(cls, json.loads(text), where)
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
+        except (json.JSONDecodeError, TypeError, ValueError, UserError) as error:
             raise UserError(f"{where}: not a configuration of svdjax: {error}") from None
 
 
@@ -166,6 +166,8 @@ def _coerce(hint: typing.Any, value: object, where: str) -> typing.Any:
         (hint,) = [option for option in typing.get_args(hint) if option is not types.NoneType]
     if dataclasses.is_dataclass(hint):
         return _from_dict(hint, value, where)
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        raise TypeError(f"{where} should be one of {', '.join(typing.get_args(hint))}, not {value!r}")
     if isinstance(value, list):
         return _tuples(value)
     if isinstance(hint, type) and not isinstance(value, (hint, int) if hint is float else hint):

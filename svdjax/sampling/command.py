@@ -51,8 +51,8 @@ class Sample:
         seed: the same seed gives the same video.
         num_videos: videos per photo.
         per_device: videos that a device works on at once.
-        chunk: frames to decode at once; fewer need less memory. If left out, a large video is decoded 2 or more
-            frames at a time.
+        chunk: frames to decode at once; fewer need less memory. If left out, exact decoding takes large videos
+            a few frames at a time.
         decode: exact equals decoding all frames at once; reference decodes chunks alone, as PyTorch does.
         variant: which files of a diffusers folder, for example fp16.
         dtype: numbers to compute with; bfloat16 on accelerators and float32 on CPUs if left out.
@@ -128,7 +128,7 @@ def output_paths(photos: Sequence[Path], args: Sample) -> list[Path]:
     """One path per video: the photo's name, numbered where one photo or one name gives several.
 
     Raises:
-        UserError: two videos would get one name, or a video the name of a folder with other files.
+        UserError: two videos would get one name, or a video's name is that of something else.
     """
     suffix = "" if args.format == "png" else f".{args.format}"
     stems = [photo.stem for photo in photos]
@@ -140,7 +140,7 @@ def output_paths(photos: Sequence[Path], args: Sample) -> list[Path]:
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{path}: two videos would have this name: rename a photo, or animate them one by one")
-        check_replaceable(path)
+        check_replaceable(path, folder=args.format == "png")
     return paths
 
 
@@ -182,7 +182,8 @@ def run(args: Sample) -> list[Path]:
         for index, (path, frames) in enumerate(zip(paths, pipeline.videos(images), strict=True)):
             about = {**metadata, "video": index}
             write_video(path, frames, settings.defaults.fps, metadata=about, ending=ending)
-            print(path, flush=True)
+    for path in paths:
+        print(path)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in pipeline.timings.seconds.items())
     console.print(f"{len(paths)} video(s): {stages} (compilation included)")
     return paths

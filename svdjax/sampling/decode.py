@@ -65,16 +65,17 @@ def decode_frames(
     return _exact(vae, z, chunk)
 
 
-def default_chunk(frames: int, height: int, width: int) -> int | None:
-    """Frames to decode at once if nobody says: all of a small video (None), else as many as have its size.
+def default_chunk(videos: int, frames: int, height: int, width: int) -> int | None:
+    """Frames to decode at once if nobody says: all of small videos (None), else as many as have their size.
 
-    A video is small up to 14 frames of 256x384 pixels; of 576x1024 pixels it is 2 frames at a time.
+    Videos are small up to 14 frames of 256x384 pixels in all; of one of 576x1024 pixels it is 2 frames at a time.
 
     Args:
-        frames, height, width: of the latents.
+        videos, frames, height, width: of the latents.
     """
     most = 14 * (256 // 8) * (384 // 8)
-    return None if frames * height * width <= most else max(1, most // (height * width))
+    one = videos * height * width
+    return None if one * frames <= most else max(1, most // one)
 
 
 def convolution_reach(config: VAEConfig) -> int:

@@ -45,8 +45,8 @@ class Settings:
         sampler, schedule: names of the sampler and of the noise levels that it steps through.
         seed: video i of a seed is the same whatever the number of devices and of other videos.
         per_device: videos that a device works on at once.
-        chunk: frames decoded at once. None is as many as memory allows by :func:`default_chunk` where the result
-            does not depend on it (``exact``), else all.
+        chunk: frames decoded at once. None is :func:`default_chunk` where the result does not depend on it
+            (``exact``), else all.
         decode: ``exact`` equals decoding all frames at once; ``reference`` decodes chunks alone, with seams.
     """
 
@@ -243,7 +243,7 @@ class Pipeline:
         z = (latents / self._config.vae.scaling_factor).astype(decoder_dtype(model.vae))
         chunk = settings.chunk
         if chunk is None and settings.decode == "exact":
-            chunk = default_chunk(*z.shape[1:4])
+            chunk = default_chunk(*z.shape[:4])
         return decode_frames(model.vae, z, chunk=chunk, mode=settings.decode)
 
     def _keys(self) -> Key[Array, "2"]:

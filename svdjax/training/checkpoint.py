@@ -68,6 +68,8 @@ class Checkpoints:
         )
         try:
             loaded = self._checkpointer.load_checkpointables(self.latest, {"state": shapes, "data": data})
+        except jax.errors.JaxRuntimeError:  # of the device, e.g. out of memory
+            raise
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(

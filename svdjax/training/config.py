@@ -50,8 +50,10 @@ class RunConfig:
         """Check what no part can check alone.
 
         Raises:
-            UserError: the data has what no stage reads.
+            UserError: a value is out of range, or the data has what no stage reads.
         """
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be at least 0")
         if self.data.sampling.captions:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
 

@@ -24,8 +24,8 @@ class DataConfig:
         sampling: size, frames and frame rate of the clips.
         in_memory: decode each video once and keep its frames, for data that fits (see `sources.InMemory`).
         sprites: training clips to draw from the built-in world where a folder is missing, and as many validation
-            clips as ``sprites_validation``, of another seed; 0 never draws. A folder that was drawn with other
-            settings is refused.
+            clips as ``sprites_validation``, of another seed; 0 never draws. A folder that says it
+            was drawn with other settings is refused.
         world: the built-in world.
     """
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from svdjax.data.pipeline import batches
 from svdjax.diffusion.denoiser import PRECONDITIONINGS, Denoiser
-from svdjax.diffusion.loss import VWeighting, denoising_loss
+from svdjax.diffusion.loss import EpsWeighting, VWeighting, denoising_loss
 from svdjax.diffusion.noise import LogNormal
 from svdjax.models.svd import SVD
 from svdjax.tasks import ImageToVideo, network_of
@@ -48,7 +48,9 @@ class DiffusionStage(Stage):
         sigma = self.sigma.sample(sigma_key, (x0.shape[0],))
         noise = jax.random.normal(noise_key, x0.shape)
         denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[model.config.preconditioning])
-        return jnp.mean(denoising_loss(denoiser, x0, noise, sigma, cond, VWeighting())), {}
+        eps = model.config.preconditioning == "discrete_eps"
+        weighting = EpsWeighting() if eps else VWeighting()  # the squared error of what the network says
+        return jnp.mean(denoising_loss(denoiser, x0, noise, sigma, cond, weighting)), {}
 
     def iterator(self, model: SVD, clips: Clips, *, seed: int) -> grain.DatasetIterator:
         """Training batches, with their latents if these are to be cached."""

@@ -9,12 +9,13 @@ from svdjax.errors import UserError
 from svdjax.training.config import RunConfig
 from svdjax.training.stage import INTERVALS
 
-# What may change when a run goes on, for it changes nothing that is trained: names of fields, wherever they are.
-_FREE = {"out", "export_dtype", "in_memory", "keep", *INTERVALS}
+# What may change when a run goes on: names of fields, wherever they are. All but the learning rate change nothing
+# that is trained, and a run that diverged is to go on with a lower rate.
+_FREE = {"out", "export_dtype", "in_memory", "keep", "rate", *INTERVALS}
 
 
 def claim(config: RunConfig) -> None:
-    """Make the run's directory and write its configuration; or check that the directory is this run's.
+    """Make the run's directory and write its configuration; or check that what is trained there is of this run.
 
     Raises:
         UserError: the directory holds another run, or cannot be written.
@@ -23,7 +24,7 @@ def claim(config: RunConfig) -> None:
     text = config.to_json()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if path.exists() and any((config.out / stage.name).exists() for stage in config.stages()):
             _check_same(path, json.loads(text))
         partial = path.with_name(".config.json.partial")
         partial.write_text(text)

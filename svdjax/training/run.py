@@ -1,5 +1,6 @@
 """A whole run: its stages in order, each resumable, and the finished model at the end."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +75,23 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
 
 
 def _initial_model(config: RunConfig) -> SVD:
-    """Random weights, or those of another run; a file of another architecture is refused."""
+    """Random weights, or those of a checkpoint of the same sizes, with its scaling of the latents."""
     if config.init_from is None:
         return initialise(SVD, config.model, config.seed)
-    flat = flat_params(load_model(config.init_from, dtype=np.float32))
-    return load_flat(abstract(SVD, config.model), flat, what=config.init_from)
+    loaded = load_model(config.init_from, dtype=np.float32)
+    ours, theirs = config.model, loaded.config
+    vae = dataclasses.replace(ours.vae, scaling_factor=theirs.vae.scaling_factor)
+    # Neither is a matter of the weights, which nevertheless have the same shapes with other heads or norm groups.
+    unet = dataclasses.replace(theirs.unet, norm_eps=ours.unet.norm_eps, remat=ours.unet.remat)
+    for name, wanted, found in (("unet", ours.unet, unet), ("vae", vae, theirs.vae)):
+        for key, value in dataclasses.asdict(wanted).items():
+            if value != getattr(found, key):
+                raise UserError(
+                    f"--init-from {config.init_from}: its {name} has {key} {getattr(found, key)}, the model of "
+                    f"this run {value}: give another checkpoint, or change model.{name}"
+                )
+    model = dataclasses.replace(ours, vae=vae)
+    return load_flat(abstract(SVD, model), flat_params(loaded), what=config.init_from)
 
 
 def _export(config: RunConfig, model: SVD, clips: Clips, console: Console) -> Path:
@@ -112,8 +125,8 @@ class StageRun:
     def train(self, stop: Callable[[], bool]) -> Stopped | None:
         """Train to the end and write the stage's model; or save a checkpoint and say where it stopped."""
         stage = self.stage
-        self.directory.mkdir(parents=True, exist_ok=True)
         data = stage.iterator(self.model, self.clips, seed=self.config.seed)
+        self.directory.mkdir(parents=True, exist_ok=True)
         optimizer = make_optimizer(stage.optim, stage.steps)
         state = new_state(self.params, optimizer)
         with (

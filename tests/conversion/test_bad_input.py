@@ -337,7 +337,7 @@ def test_group_norms_that_pytorchs_networks_do_not_have(originals, tmp_path, to)
     config = open_checkpoint(originals / "native").config
     vae = dataclasses.replace(config.vae, norm_groups=16)
     save_native(initialise(SVD, dataclasses.replace(config, vae=vae), 0), tmp_path / "toy.safetensors")
-    with pytest.raises(UserError, match=r"toy.safetensors: its VAE has norm_groups 16; .*choose --to svdjax"):
+    with pytest.raises(UserError, match=r"toy.safetensors: its VAE has norm_groups 16; .*only svdjax"):
         convert(tmp_path / "toy.safetensors", tmp_path / "out", to=to)
     assert not (tmp_path / "out").exists()
 

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from svdjax.conversion import native
 from svdjax.conversion.checkpoint import Options
 from svdjax.conversion.convert import convert
 from svdjax.conversion.native import save_native
@@ -31,6 +32,20 @@ def test_sgm_and_back_through_a_directory(tmp_path, dtype):
     source = write_original(tmp_path / "a.safetensors", "svd", seed=1, dtype=dtype)
     _assert_comes_back(source, tmp_path / "middle")
     assert open_checkpoint(tmp_path / "middle").config == tiny_config("svd")
+
+
+def test_a_model_loads_the_same_however_little_is_read_at_once(tmp_path, monkeypatch):
+    source = write_original(tmp_path / "a.safetensors", "svd", seed=1)
+    convert(source, tmp_path / "middle", to="svdjax", options=OPTIONS)
+    monkeypatch.setattr(native, "_READ_AT_ONCE", 4000)
+    whole, pieces = (flat_params(load_model(path, options=OPTIONS)) for path in (source, tmp_path / "middle"))
+    assert all(np.array_equal(whole[path], pieces[path]) for path in whole)
+
+
+def test_float64_weights_where_jax_is_told_so(tmp_path, x64):
+    source = write_original(tmp_path / "a.safetensors", "svd", seed=1)
+    model = load_model(source, dtype=np.float64, options=OPTIONS)
+    assert {value.dtype for value in flat_params(model).values()} == {np.dtype(np.float64)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

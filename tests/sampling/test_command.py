@@ -72,9 +72,11 @@ def pictures(count):
 @pytest.mark.slow
 def test_a_video_does_not_depend_on_its_neighbours_or_on_the_devices(model):
     """Video 1 of a pair on two devices, of a single run, and of eleven on eight devices, is the same video."""
-    images = pictures(11)
+    images, calls = pictures(11), []
     settings = Settings(defaults=DEFAULTS, seed=5, sampler="euler_ancestral")
-    many = Pipeline(model, settings)(images)
+    pipeline = Pipeline(model, settings, on_step=calls.append)
+    many = pipeline(images)
+    assert len(calls) == pipeline.step_calls(11)
     pair = Pipeline(model, settings)(images[:2])
     assert many.shape == (11, 2, 16, 24, 3)
     np.testing.assert_array_equal(many[:2], pair)
@@ -176,6 +178,9 @@ def test_videos_that_would_overwrite_something_are_refused_at_once(tmp_path):
     (tmp_path / "cat" / "diary.txt").write_text("mine")
     with pytest.raises(UserError, match=r"cat holds other files \(diary.txt\)"):
         output_paths([Path("cat.png")], Sample(format="png", out=tmp_path))
+    with pytest.raises(UserError, match="diary is a file, where a folder is to be"):
+        (tmp_path / "diary").write_text("mine")
+        output_paths([Path("diary.png")], Sample(format="png", out=tmp_path))
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def test_chunk_must_be_positive():
 
 
 def test_only_large_videos_are_decoded_in_chunks_if_nobody_asks():
-    assert default_chunk(8, 16, 16) is None and default_chunk(14, 32, 48) is None
-    assert default_chunk(14, 72, 128) == default_chunk(25, 72, 128) == 2
-    assert default_chunk(2, 1000, 1000) == 1
+    assert default_chunk(1, 8, 16, 16) is None and default_chunk(1, 14, 32, 48) is None
+    assert default_chunk(2, 14, 32, 48) == 7
+    assert default_chunk(1, 14, 72, 128) == default_chunk(1, 25, 72, 128) == 2
+    assert default_chunk(1, 2, 1000, 1000) == 1

@@ -57,6 +57,19 @@ def vae_step(tmp_path_factory):
     return partial(step, frozen=frozen, batch={"video": video}), lambda: new_state(params, optimizer)
 
 
+@pytest.mark.parametrize("preconditioning", ["v", "discrete_v", "discrete_eps"])
+def test_a_network_that_says_zero_is_wrong_by_one_whatever_it_predicts(preconditioning, tmp_path):
+    """v and eps both have unit variance for latents of unit variance."""
+    model = random_model(SVD, dataclasses.replace(MODEL, preconditioning=preconditioning))
+    model.unet.conv_out.kernel[...] *= 0
+    model.unet.conv_out.bias[...] *= 0
+    latents = jax.random.normal(jax.random.key(0), (64, 2, 8, 8, 4)) / MODEL.vae.scaling_factor
+    batch = {"video": jnp.zeros((64, 1, 16, 16, 3)), "latents": latents}
+    batch |= {"fps": jnp.full(64, 7.0), "motion_bucket": jnp.full(64, 127.0)}
+    loss, _ = tiny_run(tmp_path).unet.loss(model, batch, jax.random.key(1))
+    assert float(loss) == pytest.approx(1, abs=0.03)
+
+
 @pytest.fixture(scope="module")
 def still():
     """A state that no step has touched."""
@@ -117,6 +130,7 @@ def test_quick_is_a_twentieth():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--unet.batch", "0"], "--unet.batch 0: must be at least 1"),
         (["--vae.log-every", "-1"], "--vae.log-every -1: must be at least 0"),
         (["--data.sampling.captions"], "no stage of this run reads captions"),
