@@ -224,3 +224,10 @@ def cut_clip(
 def to_unit(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Pixels 0..255 as float32 in [-1, 1], on the device: batches travel there as bytes."""
     return video.astype(jnp.float32) / 127.5 - 1.0
+
+
+def stream(dataset, *, start=0, threads=2, workers=0):
+    iterator = iter(dataset)
+    for _ in range(start):
+        next(iterator)
+    return iterator

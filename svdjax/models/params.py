@@ -52,11 +52,15 @@ def abstract(make: type[Module], config: object) -> Module:
     return nnx.eval_shape(lambda: make(config, rngs=_Keys(jax.random.key(0))))
 
 
+def draw_params(make: type[Module], config: object, key: Key[Array, ""]) -> dict[str, Array]:
+    """Random float32 parameters of a module by dotted path; to be called under `jax.jit`."""
+    return flat_params(make(config, rngs=_Keys(key)))
+
+
 def initialise(make: type[Module], config: object, seed: int) -> Module:
     """A module with random float32 parameters, made in one compiled call."""
-    graph, shapes = nnx.split(abstract(make, config))
-    del shapes
-    return nnx.merge(graph, jax.jit(lambda key: nnx.state(make(config, rngs=_Keys(key))))(jax.random.key(seed)))
+    params = jax.jit(lambda key: draw_params(make, config, key))(jax.random.key(seed))
+    return load_flat(abstract(make, config), params, what=make.__name__)
 
 
 def load_flat(module: Module, flat: Mapping[str, Array | np.ndarray], *, what: str) -> Module:

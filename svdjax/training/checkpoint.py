@@ -39,7 +39,7 @@ class Checkpoints:
         newest = self._checkpointer.latest
         return None if newest is None else newest.step
 
-    def save(self, state: TrainState, data: grain.DatasetIterator, config: str) -> None:
+    def save(self, state: TrainState, *, position, config: str, loss=None) -> None:
         """Start to save; a step that is already saved stays as it is.
 
         Args:
@@ -50,10 +50,10 @@ class Checkpoints:
         step = int(state.step)
         if step != self.latest:
             self._checkpointer.save_checkpointables_async(
-                step, {"state": state, "data": data}, force=True, custom_metadata=json.loads(config)
+                step, {"state": state, "data": position}, force=True, custom_metadata=json.loads(config)
             )
 
-    def restore(self, state: TrainState, data: grain.DatasetIterator) -> TrainState:
+    def restore(self, shapes):
         """Read the newest checkpoint: returns its state, and sets ``data`` to its position.
 
         Args:
@@ -63,11 +63,8 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is damaged, or holds other parameters than this configuration.
         """
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-        )
         try:
-            loaded = self._checkpointer.load_checkpointables(self.latest, {"state": shapes, "data": data})
+            loaded = self._checkpointer.load_checkpointables(self.latest, {"state": shapes, "data": {"next_batch": 0, "clips": 0}})
         except jax.errors.JaxRuntimeError:  # of the device, e.g. out of memory
             raise
         except (ValueError, KeyError, OSError, RuntimeError) as error:
@@ -76,7 +73,7 @@ class Checkpoints:
                 f"{self._checkpointer.directory}/{self.latest}: this checkpoint is damaged or of another "
                 f"configuration ({reason}): remove it to go on from the one before, or choose another --out"
             ) from error
-        return loaded["state"]
+        return loaded["state"], loaded["data"]
 
     def wait(self) -> None:
         """Wait until the last save is on disk."""

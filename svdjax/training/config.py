@@ -16,6 +16,7 @@ from svdjax.errors import UserError
 from svdjax.models.svd import SVDConfig
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage
+from svdjax.training.mesh import MeshConfig
 from svdjax.training.stage import Stage
 from svdjax.training.vae_stage import DecoderStage, VAEStage
 
@@ -30,6 +31,8 @@ class RunConfig:
         init_from: a checkpoint of this model to start from, in any format that ``svdjax convert`` reads; None for
             random weights.
         quick: train a twentieth of the steps, to see everything work within minutes.
+        distributed: this is one of several processes, one per host (see `processes.start`).
+        mesh: how the devices are divided.
         export_dtype: type of the weights in the final ``model.safetensors``.
         model: sizes of the networks. data: the clips.
         vae, decoder, unet: the stages, in the order in which they run; None leaves one out.
@@ -39,6 +42,8 @@ class RunConfig:
     seed: int = 0
     init_from: str | None = None
     quick: bool = False
+    distributed: bool = False
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     model: SVDConfig
     data: DataConfig = field(default_factory=DataConfig)

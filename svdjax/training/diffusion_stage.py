@@ -52,10 +52,10 @@ class DiffusionStage(Stage):
         weighting = EpsWeighting() if eps else VWeighting()  # the squared error of what the network says
         return jnp.mean(denoising_loss(denoiser, x0, noise, sigma, cond, weighting)), {}
 
-    def iterator(self, model: SVD, clips: Clips, *, seed: int) -> grain.DatasetIterator:
+    def batches(self, model, clips, *, seed, rows):
         """Training batches, with their latents if these are to be cached."""
         if not self.cache_latents:
-            return super().iterator(model, clips, seed=seed)
+            return super().batches(model, clips, seed=seed, rows=rows)
         return iter(batches(with_latents(model.vae, clips.fixed_train()), batch_size=self.batch, seed=seed))
 
 

@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import grain
 import jax
 import numpy as np
 from rich.console import Console
 
 from svdjax.errors import UserError
-from svdjax.models.svd import SVD
 from svdjax.progress import step_bar
 from svdjax.training.checkpoint import Checkpoints
 from svdjax.training.loop import Hook, Moment
 from svdjax.training.stage import Batch, Metrics, Stage
-from svdjax.training.step import Frozen, make_loss
+from svdjax.training.step import Frozen, LossFn
 
 
 @contextmanager
@@ -72,25 +70,26 @@ def finite(moment: Moment, stage: str) -> dict[str, float]:
     return metrics
 
 
-def save_checkpoint(checkpoints: Checkpoints, data: grain.DatasetIterator, config: str, stage: str) -> Hook:
+def save_checkpoint(
+    checkpoints: Checkpoints, position: Callable[[int], dict[str, int]], config: str, stage: str
+) -> Hook:
     """A hook that saves, unless the step's loss or gradient is not finite."""
 
     def hook(moment: Moment) -> None:
         finite(moment, stage)
-        checkpoints.save(moment.state, data, config)
+        checkpoints.save(moment.state, position=position(moment.step), config=config)
 
     return hook
 
 
-def validate(stage: Stage, model: SVD, frozen: Frozen, batches: Sequence[Batch], log: MetricsLog) -> Hook:
+def validate(loss: LossFn, frozen: Frozen, batches: Sequence[Batch], log: MetricsLog) -> Hook:
     """A hook that logs the loss of the averaged weights on the same clips with the same noise every time."""
-    loss_fn = jax.jit(make_loss(stage, model))
 
     def hook(moment: Moment) -> None:
         rows: list[Metrics] = []
         for index, batch in enumerate(batches):
-            loss, metrics = loss_fn(moment.state.ema, frozen, batch, jax.random.key(index))
-            rows.append({"loss": loss, **metrics})
+            value, metrics = loss(moment.state.ema, frozen, batch, jax.random.key(index))
+            rows.append({"loss": value, **metrics})
         means = {f"val_{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
         log.write(moment.step, means)
 

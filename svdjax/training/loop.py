@@ -50,26 +50,33 @@ def train(
     data: Iterator[Batch],
     *,
     train_step: TrainStep,
+    place: Callable[[Batch], Batch],
     steps: int,
     hooks: Sequence[Hook],
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
-    """Train until step ``steps``, or until ``stop()`` says so after a step.
+    """Train until step ``steps``, or until ``stop(step)`` says so after a step.
 
     Nothing here waits for the device; only hooks do, when they read a value.
+
+    Args:
+        state: before the first step. frozen: the parameters that stay.
+        data: this process's rows of each batch, from the state's step on.
+        train_step: compiled. place: makes global arrays of a batch.
+        steps: at which to end. hooks: called after each step. stop: asked after each step.
     """
     waited = 0.0
     for step in range(int(state.step) + 1, steps + 1):
         start = time.perf_counter()
         batch = next(data)
         waited += time.perf_counter() - start
-        batch = jax.device_put(batch)
+        batch = place(batch)
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, frozen, batch)
         moment = Moment(step=step, last=step == steps, state=state, metrics=metrics, waited=waited)
         for hook in hooks:
             hook(moment)
-        if stop():
+        if stop(step):
             break
     return state
 

@@ -8,10 +8,12 @@ from PIL import Image
 
 from svdjax.data.video import write_video
 from svdjax.models.svd import SVD
-from svdjax.sampling.images import to_uint8
+from svdjax.sampling.images import from_uint8, to_uint8
 from svdjax.sampling.pipeline import Pipeline, Settings
+from svdjax.training.data import Clips
 from svdjax.typing import Float, UInt8, ndarray
 
+GRID_ROWS = 4
 AT_ONCE = 16  # videos on a device: the models that are sampled while they train are small
 
 
@@ -54,3 +56,8 @@ def write_grid(
     Image.fromarray(video[-1]).save(path.with_suffix(".png"))
     write_video(path.with_suffix(".mp4"), video, model.config.defaults.fps)
     return [path.with_suffix(".png"), path.with_suffix(".mp4")]
+
+
+def grid_images(clips: Clips) -> Float[ndarray, "b h w 3"]:
+    """The pictures of a run's grids: first frames of held-out clips, always the same."""
+    return from_uint8(clips.held_out(batch=GRID_ROWS, count=1)[0]["video"][:, 0])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import grain
+import jax
 
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SVDConfig
@@ -24,9 +25,12 @@ class Stage(ABC):
 
     Attributes:
         name: of the stage's option and directory.
-        steps: updates to make. batch: clips per update.
+        steps: updates to make. batch: clips per update, over all devices.
+        accumulate: parts in which a batch is worked through, one after the other, to save memory.
         optim: the optimizer. ema_decay: largest decay of the moving average.
-        compute_dtype: type in which the networks compute; the trained parameters stay float32.
+        compute_dtype: type in which the networks compute, and of the frozen parameters; the trained ones stay
+            float32.
+        offload: keep moments and average in the host's memory between the steps.
         log_every, validate_every, sample_every, checkpoint_every: in steps; 0 is never.
         keep: number of checkpoints to keep.
     """
@@ -34,9 +38,11 @@ class Stage(ABC):
     name: ClassVar[str]
     steps: int = 10_000
     batch: int = 16
+    accumulate: int = 1
     optim: OptimConfig = field(default_factory=OptimConfig)
     ema_decay: float = 0.9999
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    offload: bool = False
     log_every: int = 20
     validate_every: int = 500
     sample_every: int = 0
@@ -49,10 +55,14 @@ class Stage(ABC):
         Raises:
             UserError: a number is too small; the message names its option.
         """
-        for field_name, least in {"steps": 1, "batch": 1, "keep": 1, **dict.fromkeys(INTERVALS, 0)}.items():
+        for field_name, least in {"steps": 1, "batch": 1, "accumulate": 1, "keep": 1, **dict.fromkeys(INTERVALS, 0)}.items():
             value = getattr(self, field_name)
             if value < least:
                 raise UserError(f"--{self.name}.{field_name.replace('_', '-')} {value}: must be at least {least}")
+        if self.batch % self.accumulate:
+            raise UserError(
+                f"--{self.name}.accumulate {self.accumulate}: does not divide --{self.name}.batch {self.batch}"
+            )
 
     @abstractmethod
     def trains(self, path: str) -> bool:
@@ -60,10 +70,14 @@ class Stage(ABC):
 
     @abstractmethod
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
-        """Mean loss of a batch and what to log; all randomness comes from ``key``."""
+        """Mean loss of a batch and what to log.
 
-    def iterator(self, model: SVD, clips: Clips, *, seed: int) -> grain.DatasetIterator:
-        """Training batches; a stage may compute something of the clips beforehand."""
+        All randomness of a clip comes from ``key`` and its ``batch["row"]`` (see :func:`row_keys`), so that it is
+        the same on every mesh and in every part of a batch. Of a metric of shape () the mean over parts and steps
+        is logged; a metric of shape (2,) is a sum and a count, which are added up.
+        """
+
+    def batches(self, model, clips, *, seed, rows):
         return clips.iterator(batch=self.batch, seed=seed)
 
     def held_out(self, clips: Clips, *, count: int) -> Sequence[Batch]:
@@ -73,3 +87,8 @@ class Stage(ABC):
     def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
         """The model's configuration after training; a stage may measure it on a few held-out batches."""
         return model.config
+
+
+def row_keys(key: Key[Array, ""], batch: Batch) -> Key[Array, " b"]:
+    """A key for each clip of a batch, from the number of its row in the whole batch."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])

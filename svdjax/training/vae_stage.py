@@ -14,7 +14,7 @@ from svdjax.data.pipeline import to_unit
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.models.vae import VAE
 from svdjax.training.data import Clips
-from svdjax.training.stage import Batch, Metrics, Stage
+from svdjax.training.stage import Batch, Metrics, Stage, row_keys
 from svdjax.typing import Array, Float, Key
 
 
@@ -51,7 +51,7 @@ class VAEStage(Stage):
     reconstruction: ReconstructionLoss = ReconstructionLoss()
     kl: float = 1e-4
 
-    def iterator(self, model: SVD, clips: Clips, *, seed: int) -> grain.DatasetIterator:
+    def batches(self, model, clips, *, seed, rows):
         """Training batches of short clips."""
         return clips.iterator(batch=self.batch, seed=seed, frames=self.frames)
 
@@ -64,8 +64,9 @@ class VAEStage(Stage):
 
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         video = batch["video"]
-        posterior = model.vae.encode(_frames_for(model.vae, video))
-        latents = rearrange(posterior.sample(key), "(b t) h w c -> b t h w c", b=video.shape[0])
+        frames = model.vae.encode(_frames_for(model.vae, video))
+        posterior = jax.tree.map(lambda x: rearrange(x, "(b t) h w c -> b t h w c", b=len(video)), frames)
+        latents = jax.vmap(lambda clip, key: clip.sample(key))(posterior, row_keys(key, batch))
         loss, psnr = self.reconstruction(model.vae.decode(latents), video)
         mean, logvar = posterior.mean.astype(jnp.float32), posterior.logvar.astype(jnp.float32)
         kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)

@@ -1,0 +1,58 @@
+"""A whole model spread over the mesh."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from svdjax.conversion.source import load_model
+from svdjax.models.params import abstract, draw_params, flat_params, load_flat
+from svdjax.models.svd import SVD, SVDConfig
+from svdjax.training.sharding import gather, param_shardings, place
+from svdjax.typing import Array
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's configuration, and its parameters by dotted path, each on all devices together."""
+
+    config: SVDConfig
+    params: Mapping[str, Array]
+
+    @property
+    def shapes(self) -> SVD:
+        """The module without values."""
+        return abstract(SVD, self.config)
+
+    @property
+    def module(self) -> SVD:
+        """The module, for compiled functions that run on the mesh."""
+        return load_flat(self.shapes, self.params, what="the model")
+
+    def whole(self) -> SVD:
+        """All of it in this process's memory; all processes have to call this together."""
+        arrays = {path: gather(value) for path, value in self.params.items()}
+        return load_flat(self.shapes, arrays, what="the model")
+
+
+def read(path: Path, mesh: Mesh) -> Model:
+    """Read a checkpoint onto the mesh in float32, without filling one device with it."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        loaded = load_model(path, dtype=np.float32)
+    return Model(loaded.config, place(flat_params(loaded), mesh))
+
+
+def drawn(config: SVDConfig, paths: Iterable[str], seed: int, mesh: Mesh) -> dict[str, Array]:
+    """Random float32 values of some parameters of a model, made where they belong."""
+    paths = set(paths)
+    if not paths:
+        return {}
+    shapes = {path: shape for path, shape in flat_params(abstract(SVD, config)).items() if path in paths}
+
+    def draw(key: Array) -> dict[str, Array]:
+        return {path: value for path, value in draw_params(SVD, config, key).items() if path in paths}
+
+    return jax.jit(draw, out_shardings=param_shardings(shapes, mesh))(jax.random.key(seed))

@@ -1,0 +1,63 @@
+"""The processes of a run: one per host of a pod, or just one; process 0 writes what is written once."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+from jax.experimental import multihost_utils
+from rich.console import Console
+
+from svdjax.errors import UserError
+
+# Seconds without a sign of life after which a process is given up for dead, and the others end too.
+HEARTBEAT = 100
+
+
+def start() -> None:
+    """Join the other processes of this run; before anything else is done with JAX.
+
+    On Cloud TPU, GKE and Slurm the addresses are found out; elsewhere they come from the environment variables
+    ``JAX_COORDINATOR_ADDRESS`` (``host:port`` of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+
+    Raises:
+        UserError: the processes do not find each other, or a variable is missing.
+    """
+    given = {name: os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")}
+    if any(given.values()) and not all(given.values()):
+        missing = ", ".join(f"JAX_{name}" for name, value in given.items() if not value)
+        raise UserError(f"--distributed: set {missing} too, or none of the three where they can be found out")
+    numbers = {name.lower(): value if name.endswith("ADDRESS") else int(value) for name, value in given.items() if value}
+    try:
+        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=HEARTBEAT)
+    except (RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"--distributed: the processes did not find each other ({reason})") from None
+
+
+def is_main() -> bool:
+    """Whether this process writes what is written once: metrics, samples, the finished model."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+@contextmanager
+def main_first(name: str) -> Iterator[None]:
+    """Process 0 does the block first and the others after it: what it writes, they find."""
+    if not is_main():
+        barrier(name)
+    try:
+        yield
+    finally:
+        if is_main():
+            barrier(name)
+
+
+def console() -> Console:
+    """The terminal, for process 0; the others are silent."""
+    return Console(quiet=not is_main())

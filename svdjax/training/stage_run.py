@@ -1,0 +1,159 @@
+"""One stage of a run: its parameters on the mesh, its data, its compiled step, its hooks and its checkpoints."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from rich.console import Console
+
+from svdjax.data.pipeline import stream
+from svdjax.errors import UserError
+from svdjax.models.params import cast_floating
+from svdjax.training import hooks as on
+from svdjax.training import processes
+from svdjax.training.checkpoint import Checkpoints
+from svdjax.training.config import RunConfig
+from svdjax.training.data import Clips
+from svdjax.training.export import save_model
+from svdjax.training.loop import Hook, every, train
+from svdjax.training.model import Model
+from svdjax.training.optim import make_optimizer
+from svdjax.training.samples import grid_images, write_grid
+from svdjax.training.sharding import BatchLayout, on_mesh, place_whole, state_shardings
+from svdjax.training.stage import Batch, Stage
+from svdjax.training.state import TrainState, new_state
+from svdjax.training.step import Frozen, make_loss, make_train_step
+from svdjax.typing import Array
+
+VALIDATION_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run was asked to stop; the same command goes on from here."""
+
+    stage: str
+    step: int
+
+
+class StageRun:
+    """One stage of a run, on a mesh."""
+
+    def __init__(
+        self, config: RunConfig, stage: Stage, model: Model, clips: Clips, mesh: Mesh, console: Console
+    ) -> None:
+        """Nothing is trained or read yet but the validation clips.
+
+        Raises:
+            UserError: the stage trains no parameter of this model.
+        """
+        self.config, self.stage, self.model, self.clips = config, stage, model, clips
+        self.mesh, self.console = mesh, console
+        self.directory = config.out / stage.name
+        if not any(stage.trains(path) for path in model.params):
+            raise UserError(f"stage {stage.name} trains no parameter of this model: check the configuration")
+        self.params = {path: value for path, value in model.params.items() if stage.trains(path)}
+        self.rest = {path: value for path, value in model.params.items() if path not in self.params}
+        self.frozen: Frozen = jax.jit(cast_floating, static_argnums=1)(self.rest, jnp.dtype(stage.compute_dtype))
+        self.optimizer = make_optimizer(stage.optim, stage.steps)
+        self.start = partial(new_state, optimizer=self.optimizer)
+        shapes = jax.eval_shape(self.start, self.params)
+        self.shardings = state_shardings(shapes, self.optimizer, mesh, offload=stage.offload)
+        self.shapes = jax.tree.map(_with_sharding, shapes, self.shardings)
+        self.layout = BatchLayout(mesh, stage.batch)
+        self.validation: Sequence[Batch] = [
+            place_whole(batch, mesh) for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
+        ]
+
+    def train(self, stop: Callable[[int], bool]) -> Stopped | None:
+        """Train to the end and write the stage's model; or save a checkpoint and say where it stopped."""
+        stage = self.stage
+        batches = stage.batches(self.model.module, self.clips, seed=self.config.seed, rows=self.layout.rows)
+        step = make_train_step(stage, self.model.shapes, self.optimizer, self.config.seed, self.shardings)
+        with (
+            Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
+            on.progress_bar(stage, self.console) as bar,
+        ):
+            state = self._state(checkpoints)
+            state = train(
+                state,
+                self.frozen,
+                stream(batches, start=int(state.step)),
+                train_step=on_mesh(self.mesh, step),
+                place=self.layout.place,
+                steps=stage.steps,
+                hooks=[every(1, bar), *self._hooks(checkpoints)],
+                stop=stop,
+            )
+            if int(state.step) < stage.steps:
+                self._save_stopped(checkpoints, state)
+                return Stopped(stage.name, int(state.step))
+        self._finish(state)
+        return None
+
+    def _state(self, checkpoints: Checkpoints) -> TrainState:
+        """The newest checkpoint, or the state before the first step, into which the parameters go."""
+        params, self.params = self.params, {}
+        if checkpoints.latest is None:
+            return jax.jit(self.start, out_shardings=self.shardings, donate_argnums=0)(params)
+        state, position = checkpoints.restore(self.shapes)
+        self._check(position, int(state.step))
+        self.console.print(f"{self.stage.name}: resuming at step {int(state.step)}")
+        return state
+
+    def _hooks(self, checkpoints: Checkpoints) -> list[Hook]:
+        stage = self.stage
+        log = on.MetricsLog(self.directory / "metrics.jsonl", stage, self.console)
+        loss = on_mesh(self.mesh, jax.jit(make_loss(stage, self.model.shapes)))
+        save = on.save_checkpoint(checkpoints, self._position, self.config.to_json(), stage.name)
+        return [
+            every(stage.log_every, log),
+            every(stage.validate_every, on.validate(loss, self.frozen, self.validation, log)),
+            every(stage.checkpoint_every, save),
+            every(stage.sample_every, on.sample_grid(self._write_grid, self.directory / "samples")),
+        ]
+
+    def _position(self, step: int) -> dict[str, int]:
+        """Where the data goes on, and how much of it there is: with other clips, the order would be another."""
+        return {"next_batch": step, "clips": len(self.clips.train)}
+
+    def _check(self, position: Mapping[str, int], step: int) -> None:
+        if position != self._position(step):
+            raise UserError(
+                f"{self.directory} was trained on {position.get('clips')} clips, now there are "
+                f"{len(self.clips.train)}: give it the same data, or choose another --out"
+            )
+
+    def _save_stopped(self, checkpoints: Checkpoints, state: TrainState) -> None:
+        step = int(state.step)
+        if not jnp.isfinite(optax.tree.norm(state.params)):
+            raise UserError(
+                f"stage {self.stage.name} stopped at step {step} with weights that are not finite, "
+                f"which are not saved: lower --{self.stage.name}.optim.rate, and run again"
+            )
+        checkpoints.save(state, position=self._position(step), config=self.config.to_json())
+
+    def _averaged(self, ema: Mapping[str, Array]) -> Model:
+        return Model(self.model.config, {**ema, **self.rest})
+
+    def _write_grid(self, ema: Mapping[str, Array], path: Path) -> None:
+        whole = self._averaged(ema).whole()
+        if processes.is_main():
+            write_grid(whole, grid_images(self.clips), path)
+
+    def _finish(self, state: TrainState) -> None:
+        averaged = self._averaged(state.ema)
+        config = self.stage.finish(averaged.module, self.validation)
+        whole = Model(config, averaged.params).whole()
+        if processes.is_main():
+            save_model(whole, self.directory / "model.safetensors")
+        processes.barrier(f"{self.stage.name} finished")
+
+
+def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
