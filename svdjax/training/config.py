@@ -17,6 +17,7 @@ from svdjax.models.svd import SVDConfig
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.stage import Stage
+from svdjax.training.transfer import Init
 from svdjax.training.vae_stage import DecoderStage, VAEStage
 
 
@@ -27,8 +28,8 @@ class RunConfig:
     Attributes:
         out: directory of the run: checkpoints, metrics, samples and the final ``model.safetensors``.
         seed: of the initial weights, the order of the clips and every random draw of training.
-        init_from: a checkpoint of this model to start from, in any format that ``svdjax convert`` reads; None for
-            random weights.
+        init_from: a checkpoint to start from, in any format that ``svdjax convert`` reads; None for random weights.
+        init: where the model differs from that checkpoint.
         quick: train a twentieth of the steps, to see everything work within minutes.
         export_dtype: type of the weights in the final ``model.safetensors``.
         model: sizes of the networks. data: the clips.
@@ -38,6 +39,7 @@ class RunConfig:
     out: Path = Path("runs/run")
     seed: int = 0
     init_from: str | None = None
+    init: Init = field(default_factory=Init)
     quick: bool = False
     export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     model: SVDConfig
@@ -54,7 +56,7 @@ class RunConfig:
         """
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
-        if self.data.sampling.captions:
+        if self.data.sampling.captions and self.model.text_encoder is None:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
 
     def stages(self) -> list[Stage]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import grain
 import jax
-import numpy as np
 from rich.console import Console
 
 from svdjax.errors import UserError
@@ -17,6 +16,7 @@ from svdjax.models.svd import SVD
 from svdjax.progress import step_bar
 from svdjax.training.checkpoint import Checkpoints
 from svdjax.training.loop import Hook, Moment
+from svdjax.training.metrics import combined
 from svdjax.training.stage import Batch, Metrics, Stage
 from svdjax.training.step import Frozen, make_loss
 
@@ -63,7 +63,7 @@ def finite(moment: Moment, stage: str) -> dict[str, float]:
     Raises:
         UserError: the loss or the gradient is not finite.
     """
-    metrics = {name: float(value) for name, value in jax.device_get(moment.metrics).items()}
+    metrics = combined([jax.device_get(moment.metrics)])
     if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
         raise UserError(
             f"stage {stage}, step {moment.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: "
@@ -91,7 +91,7 @@ def validate(stage: Stage, model: SVD, frozen: Frozen, batches: Sequence[Batch],
         for index, batch in enumerate(batches):
             loss, metrics = loss_fn(moment.state.ema, frozen, batch, jax.random.key(index))
             rows.append({"loss": loss, **metrics})
-        means = {f"val_{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means = {f"val_{name}": value for name, value in combined(rows).items()}
         log.write(moment.step, means)
 
     return hook

@@ -53,8 +53,11 @@ def train(
     steps: int,
     hooks: Sequence[Hook],
     stop: Callable[[], bool] = lambda: False,
+    prepare: Callable[[Batch], Batch] = dict,
 ) -> TrainState:
     """Train until step ``steps``, or until ``stop()`` says so after a step.
+
+    Each batch goes through ``prepare`` on the host.
 
     Nothing here waits for the device; only hooks do, when they read a value.
     """
@@ -63,7 +66,7 @@ def train(
         start = time.perf_counter()
         batch = next(data)
         waited += time.perf_counter() - start
-        batch = jax.device_put(batch)
+        batch = jax.device_put(prepare(batch))
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, frozen, batch)
         moment = Moment(step=step, last=step == steps, state=state, metrics=metrics, waited=waited)

@@ -1,6 +1,5 @@
 """A whole run: its stages in order, each resumable, and the finished model at the end."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from svdjax.training.config import RunConfig, load_config
 from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import claim
 from svdjax.training.export import save_model
+from svdjax.training.initial import initial
 from svdjax.training.loop import Hook, every, stop_on_signals, train
 from svdjax.training.optim import make_optimizer
 from svdjax.training.samples import write_grid
@@ -60,7 +60,7 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     console = console or Console()
     claim(config)
     clips = open_clips(config.data, console)
-    model = _initial_model(config)
+    model = _initial_model(config, console)
     console.print(f"{param_count(model):,} parameters, {len(clips.train):,} clips; writing to {config.out}")
     with stop_on_signals() as stop:
         for stage in config.stages():
@@ -74,31 +74,18 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     return _export(config, model, clips, console)
 
 
-def _initial_model(config: RunConfig) -> SVD:
-    """Random weights, or those of a checkpoint of the same sizes, with its scaling of the latents."""
-    if config.init_from is None:
-        return initialise(SVD, config.model, config.seed)
-    loaded = load_model(config.init_from, dtype=np.float32)
-    ours, theirs = config.model, loaded.config
-    vae = dataclasses.replace(ours.vae, scaling_factor=theirs.vae.scaling_factor)
-    # Neither is a matter of the weights, which nevertheless have the same shapes with other heads or norm groups.
-    unet = dataclasses.replace(theirs.unet, norm_eps=ours.unet.norm_eps, remat=ours.unet.remat)
-    for name, wanted, found in (("unet", ours.unet, unet), ("vae", vae, theirs.vae)):
-        for key, value in dataclasses.asdict(wanted).items():
-            if value != getattr(found, key):
-                raise UserError(
-                    f"--init-from {config.init_from}: its {name} has {key} {getattr(found, key)}, the model of "
-                    f"this run {value}: give another checkpoint, or change model.{name}"
-                )
-    model = dataclasses.replace(ours, vae=vae)
-    return load_flat(abstract(SVD, model), flat_params(loaded), what=config.init_from)
+def _initial_model(config: RunConfig, console: Console) -> SVD:
+    start = initial(config, console)
+    drawn = flat_params(initialise(SVD, start.config, config.seed)) if start.new else {}
+    params = {**start.loaded, **{path: drawn[path] for path in start.new}}
+    return load_flat(abstract(SVD, start.config), params, what="the initial weights")
 
 
 def _export(config: RunConfig, model: SVD, clips: Clips, console: Console) -> Path:
     path = config.out / "model.safetensors"
     save_model(model, path, dtype=config.export_dtype)
     written = [path]
-    if config.unet is not None:
+    if config.unet is not None and model.config.task == "image_to_video":
         written += write_grid(model, _grid_images(clips), config.out / "samples")
     for each in written:
         console.print(str(each))
@@ -120,7 +107,8 @@ class StageRun:
         self.frozen: Frozen = {path: value for path, value in flat.items() if not stage.trains(path)}
         if not self.params:
             raise UserError(f"stage {stage.name} trains no parameter of this model: check the configuration")
-        self.validation: Sequence[Batch] = stage.held_out(clips, count=VALIDATION_BATCHES)
+        held_out = stage.held_out(clips, count=VALIDATION_BATCHES)
+        self.validation: Sequence[Batch] = [stage.prepare(model.config, batch) for batch in held_out]
 
     def train(self, stop: Callable[[], bool]) -> Stopped | None:
         """Train to the end and write the stage's model; or save a checkpoint and say where it stopped."""
@@ -144,6 +132,7 @@ class StageRun:
                 steps=stage.steps,
                 hooks=[every(1, bar), *self._hooks(checkpoints, data)],
                 stop=stop,
+                prepare=lambda batch: stage.prepare(self.model.config, batch),
             )
             if int(state.step) < stage.steps:
                 if not jnp.isfinite(optax.tree.norm(state.params)):

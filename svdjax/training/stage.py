@@ -1,9 +1,9 @@
 """What a training stage is: which parameters it trains, on which loss, and how its run is set up."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import grain
 
@@ -15,7 +15,7 @@ from svdjax.typing import Array, Float, Key, ndarray
 
 INTERVALS = ("log_every", "validate_every", "sample_every", "checkpoint_every")
 Batch = dict[str, Array | ndarray]
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""] | Float[Array, "2"]]  # a mean, or a sum and a count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,17 @@ class Stage(ABC):
     def trains(self, path: str) -> bool:
         """Whether the stage trains the parameter with this dotted path; the others are frozen."""
 
+    def prepare(self, config: SVDConfig, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """On the host: make of a batch what may go to a device."""
+        return {name: value for name, value in batch.items() if name != "caption"}
+
     @abstractmethod
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
-        """Mean loss of a batch and what to log; all randomness comes from ``key``."""
+        """Mean loss of a batch and what to log.
+
+        All randomness of a video comes from ``key`` and ``batch["row"]`` (int32 [b]), its number in the global
+        batch: so a loss does not depend on how the batch is divided among devices and accumulation steps.
+        """
 
     def iterator(self, model: SVD, clips: Clips, *, seed: int) -> grain.DatasetIterator:
         """Training batches; a stage may compute something of the clips beforehand."""

@@ -32,7 +32,9 @@ def make_loss(
         params: dict[str, Array], frozen: Frozen, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         weights = cast_floating({**params, **frozen}, jnp.dtype(stage.compute_dtype))
-        clips = {**batch, "video": to_unit(batch["video"])}
+        rows = jnp.arange(len(next(iter(batch.values()))), dtype=jnp.int32)
+        pixels = {"video": to_unit(batch["video"])} if "video" in batch else {}
+        clips = {"row": rows, **batch, **pixels}
         return stage.loss(load_flat(model, weights, what="the training state"), clips, key)
 
     return loss
