@@ -6,9 +6,9 @@ Expected:  the loss (squared error of v; a network that says 0 has 1) starts hig
            timesteps of 0 to 999, and comes down within these 1,000 steps. Not run by us at full size.
 Paper:     start, 512x512, 1,000 steps, ln(sigma) ~ N(-1.2, 1), the time embedding only.
 Ours:      batch 2048, rate 1e-4: what SD 2.1's model card gives for its own training. Warm-up of 100 steps out of
-           1,000. EMA 0.9999, the paper's in later stages. Text dropout of 15 %, the paper's for video. The start is the
-           768-pixel model, whose output is v already: the one for 512 pixels predicts eps, which no time embedding
-           can turn into v.
+           1,000. EMA 0.9999, the paper's in later stages. Text dropout of 15 %, the paper's for video. The start is
+           the 768-pixel model, whose output is v already: the one for 512 pixels predicts eps, which no time
+           embedding can turn into v.
 Data:      captioned images, as clips of one frame.
 """
 

@@ -4,11 +4,11 @@ Command:   svdjax train configs/image_to_video_320x576.py --init.image-encoder s
 Hardware:  as stage 2b.
 Expected:  before the first step the network ignores the picture's latent: its input is there, with weights of zero.
            Not run by us at full size.
-Paper:     start from 2b, input channels 4 -> 8, CLIP's image embedding in place of the text, 14 frames, 50,000 steps,
-           batch 768, 3e-5, ln(sigma) ~ N(0.7, 1.6^2), noise on the picture ln(sigma) ~ N(-3, 0.5^2).
-Ours:      the cross-attention keeps its weights, for both towers end in 1,024 channels; noise_aug's rows of the scalars'
-           MLP start at zero. Dropout of the picture's conditions 10 % each and 10 % both. EMA 0.9999; frame rates
-           uniform in 6 to 31; see `svdjax.training.recipes` for the optimizer and precision.
+Paper:     start from 2b, input channels 4 -> 8, CLIP's image embedding in place of the text, 14 frames, 50,000
+           steps, batch 768, 3e-5, ln(sigma) ~ N(0.7, 1.6^2), noise on the picture ln(sigma) ~ N(-3, 0.5^2).
+Ours:      the cross-attention keeps its weights, for both towers end in 1,024 channels; noise_aug's rows of the
+           scalars' MLP start at zero. Dropout of the picture's conditions 10 % each and 10 % both. EMA 0.9999;
+           frame rates uniform in 6 to 31; see `svdjax.training.recipes` for the optimizer and precision.
 Data:      clips; the picture is the first frame. CLIP's image tower is OpenCLIP's ViT-H/14, frozen: every released
            SVD checkpoint carries it.
 """

@@ -3,9 +3,10 @@
 Command:   svdjax train configs/video_320x576.py
 Hardware:  as stage 2a, with twice the activations per clip.
 Expected:  the text-to-video base model, from which all others are finetuned. Not run by us at full size.
-Paper:     start from 2a, 14 frames, 100,000 steps, batch 768, 1e-4, ln(sigma) ~ N(0, 1), conditioned on fps and motion,
-           text dropout 15 %.
-Ours:      EMA 0.9999; frame rates uniform in 6 to 31; see `svdjax.training.recipes` for the optimizer and precision.
+Paper:     start from 2a, 14 frames, 100,000 steps, batch 768, 1e-4, ln(sigma) ~ N(0, 1), conditioned on fps and
+           motion, text dropout 15 %.
+Ours:      EMA 0.9999; frame rates uniform in 6 to 31; see `svdjax.training.recipes` for the optimizer and
+           precision.
 Data:      captioned clips.
 """
 

@@ -1,7 +1,8 @@
 """What the full-size recipes in ``configs/`` have in common: the models of the three stages, data, and optimizer.
 
-The paper (arXiv 2311.15127, section 4 and appendix D) gives steps, batches, learning rates, noise levels and the rate
-of text dropout. What it leaves open is chosen here, once, with the reason beside it; ``docs/recipes.md`` lists both.
+The paper (arXiv 2311.15127, section 4 and appendix D) gives steps, batches, learning rates, noise levels and the
+rate of text dropout. What it leaves open is chosen here, once, with the reason beside it; ``docs/recipes.md`` lists
+both.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ TEXT_DROP = DropRates(context=0.15, concat=0.0, both=0.0)
 IMAGE_DROP = DropRates(context=0.1, concat=0.1, both=0.1)
 # Unpublished. The released code takes an fps_id of 5 to 30 without a warning, and fps_id is fps - 1.
 FPS = (6.0, 31.0)
-# Unpublished. Matrix products in bfloat16 are what accelerators are fast at; parameters, moments, loss and noise stay
-# float32. The rest is when to look: seldom, for a step takes seconds.
+# Unpublished. Matrix products in bfloat16 are what accelerators are fast at; parameters, moments, loss and noise
+# stay float32. The rest is when to look: seldom, for a step takes seconds.
 FULL_SIZE: MappingProxyType[str, Any] = MappingProxyType(
     {"compute_dtype": "bfloat16", "log_every": 50, "validate_every": 1000, "checkpoint_every": 1000}
 )

@@ -22,8 +22,8 @@ class Init:
     Attributes:
         new: parameters that the checkpoint lacks, drawn at random.
         zero: parameters that the checkpoint lacks, and that start at zero.
-        widened: parameters with more inputs than in the checkpoint, the new ones at zero: so the model starts as the
-            old one. Scalars of the vector conditioning are matched by name, other inputs by their position.
+        widened: parameters with more inputs than in the checkpoint, the new ones at zero: so the model starts as
+            the old one. Scalars of the vector conditioning are matched by name, other inputs by their position.
         dropped: parameters of the checkpoint that the model has no use for.
         image_encoder: a second checkpoint, which gives the image encoder; None where the first one has it.
     """
@@ -85,9 +85,7 @@ def _matches(patterns: tuple[str, ...], paths: Shapes, kind: str, where: str) ->
 
 def _check_shape(path: str, ours: tuple[int, ...], theirs: tuple[int, ...], widened: bool, what: str) -> None:
     if not widened and ours != theirs:
-        raise UserError(
-            f"{what}: {path} has shape {theirs}, the model needs {ours}: change the model, or init.widened"
-        )
+        raise UserError(f"{what}: {path} has shape {theirs}, the model needs {ours}: change the model")
     if widened and (len(ours) < 2 or _without_inputs(ours) != _without_inputs(theirs) or ours[-2] <= theirs[-2]):
         raise UserError(
             f"{what}: {path} has shape {theirs}, the model {ours}: init.widened is for more inputs and nothing else"
@@ -119,9 +117,8 @@ def widen(
     places = _places(ours)
     for scalar, place in _places(theirs).items():
         if scalar not in places:
-            raise UserError(
-                f"{path}: the checkpoint knows {scalar[0]} (width {scalar[1]}): keep it in model.scalars"
-            )
+            name, width = scalar
+            raise UserError(f"{path}: the checkpoint has {name} of width {width}: keep it in model.scalars")
         wide[places[scalar]] = kernel[place]
     return wide
 
