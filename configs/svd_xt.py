@@ -5,8 +5,7 @@ Hardware:  as SVD, with 1.8 times the activations; `svdjax plan configs/svd_xt.p
 Expected:  as SVD. Not run by us at full size.
 Paper:     50,000 steps, batch 768, 3e-5, ln(sigma) ~ N(1, 1.6^2), EMA 0.9999. The paper has it start where the
            model of 14 frames starts, its model card from that model.
-Ours:      the card's start: the weights are those that were released, and the longer clips need the fewer steps.
-           Otherwise as SVD.
+Ours:      the card's start, for the card describes the released weights. Otherwise as SVD.
 Data:      clips of at least 25 frames; the picture is the first one.
 """
 

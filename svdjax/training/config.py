@@ -58,6 +58,8 @@ class RunConfig:
             raise UserError(f"--seed {self.seed}: must be at least 0")
         if self.data.sampling.captions and self.model.text_encoder is None:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
+        if self.unet is not None and self.unet.sample_every and self.model.task != "image_to_video":
+            raise UserError(f"--unet.sample-every: a model for {self.model.task} gives no samples: leave it out")
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order, with the step counts that ``quick`` asks for."""

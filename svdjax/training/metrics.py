@@ -6,7 +6,7 @@ from itertools import pairwise
 import jax.numpy as jnp
 import numpy as np
 
-from svdjax.typing import Array, Float
+from svdjax.typing import Array, Float, ndarray
 
 BANDS = (0.1, 0.5, 2.0, 10.0)  # sigmas between the bands
 
@@ -21,7 +21,7 @@ def sigma_bands(loss: Float[Array, " b"], sigma: Float[Array, " b"]) -> dict[str
     return bands
 
 
-def combined(rows: Sequence[Mapping[str, Array]]) -> dict[str, float]:
+def combined(rows: Sequence[Mapping[str, Array | ndarray]]) -> dict[str, float]:
     """Numbers of several steps: the mean of scalars; sum / count of pairs, left out where the count is 0."""
     numbers = {}
     for name in rows[0]:
