@@ -115,6 +115,16 @@ def test_the_image_model_starts_as_stable_diffusion(chain):
     assert any("unet" in line and f"{unet:,}" in line for line in printed.splitlines())
 
 
+def test_the_text_tower_is_as_the_file_has_it(tmp_path):
+    """The diffusers folder of SD 2.1 holds neither the last block nor the projection."""
+    model, path = tiny(SVDConfig.sd21()), tmp_path / "shorter.safetensors"
+    shorter = replace(model.text_encoder, last_block=False, projection_dim=None)
+    save_native(random_model(SVD, replace(model, text_encoder=shorter)), path)
+    start, _, _ = start_of(tiny_recipe("image_time_embed", path))
+    assert start.config.text_encoder == shorter and start.new == ()
+    assert not any("text_projection" in name for name in start.loaded)
+
+
 def test_with_images_the_video_model_is_exactly_the_image_model(chain, x64):
     (_, image, _), (start, video, _) = chain["image"], chain["video_256x384"]
     temporal = (".temporal.", ".frame_embed.", ".mix_factor", "vector_embed.linear1")

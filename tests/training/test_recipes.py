@@ -1,6 +1,8 @@
 """Every recipe builds at its full size and trains what it says; the loss of a video depends on no other video."""
 
 import dataclasses
+import json
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -10,11 +12,14 @@ import numpy as np
 import pytest
 
 from svdjax.conversion.checkpoint import shapes_of
+from svdjax.conversion.source import load_model
 from svdjax.diffusion.noise import STAGES
 from svdjax.errors import UserError
+from svdjax.models.clip_text import CLIPTextConfig
 from svdjax.models.params import flat_params, load_flat
 from svdjax.models.svd import SVD
 from svdjax.tasks import DropRates
+from svdjax.training import run
 from svdjax.training.config import load_config
 from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.step import make_loss
@@ -173,3 +178,24 @@ def test_images_do_not_reach_the_temporal_layers(loss, model, batch):
     assert abs(float(loss(batch, other)[0]) - float(loss(batch)[0])) > 1e-4
     mixed = batch | {"image_only": jnp.asarray([True, False, True, True])}
     assert abs(float(loss(mixed, other)[0]) - float(loss(mixed)[0])) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["svdjax.training.run"], "initialise", random_model)
+    text = CLIPTextConfig(width=8, layers=2, heads=1, mlp_dim=8, context_length=12, projection_dim=None)
+    unet = dataclasses.replace(MODEL.unet, in_channels=4, vector_dim=8)
+    config = tiny_run(tmp_path)
+    model = dataclasses.replace(
+        MODEL, unet=unet, image_encoder=None, text_encoder=text, task="text_to_video", scalars=MODEL.scalars[:2]
+    )
+    data = dataclasses.replace(config.data, sampling=dataclasses.replace(config.data.sampling, captions=True))
+    stage = dataclasses.replace(config.unet, part="temporal", steps=2, cache_latents=False)
+    parts = {"vae": None, "decoder": None, "unet": stage, "model": model, "data": data}
+    trained = flat_params(load_model(run(dataclasses.replace(config, export_dtype="float32", **parts))))
+    before = flat_params(random_model(SVD, model))
+    changed = {path for path in before if not jnp.array_equal(before[path], trained[path])}
+    assert changed and all(stage.trains(path) for path in changed)
+    rows = [json.loads(line) for line in (config.out / "unet/metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row["dropped_context"] <= 1 for row in rows if "loss" in row)
+    assert any("val_loss" in row for row in rows)
