@@ -42,7 +42,8 @@ def adamw(rate: float, *, warmup: int = 1000) -> OptimConfig:
 
 def clips(frames: int, height: int, width: int, *, captions: bool = False) -> DataConfig:
     """Clips of ``data/train`` and ``data/validation``: folders of videos, or shards written by this package."""
-    sampling = ClipSampling(frames=frames, size=(height, width), fps=FPS, captions=captions)
+    rates = FPS if frames > 1 else (0.01, FPS[1])  # one frame can come out of a video of any rate
+    sampling = ClipSampling(frames=frames, size=(height, width), fps=rates, captions=captions)
     return DataConfig(train=Path("data/train"), validation=Path("data/validation"), sampling=sampling)
 
 
