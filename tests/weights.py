@@ -36,4 +36,4 @@ def _draw(rng, path, shape):
     noise = rng.standard_normal(shape, np.float32)
     if len(shape) >= 2:
         return noise / np.float32(np.sqrt(np.prod(shape[:-1])))
-    return np.float32(path.endswith("scale")) + np.float32(0.1) * noise
+    return np.asarray(np.float32(path.endswith("scale")) + np.float32(0.1) * noise)

@@ -188,7 +188,7 @@ class Comparison:
 
     def _denoise(self, model: SVD, cond: Conditioning, **watch: Callable[[str, Array], None]) -> Denoise:
         denoiser = Denoiser(network_of(model.unet, **watch), PRECONDITIONINGS[model.config.preconditioning])
-        uncond = ImageToVideo(config=self.config).unconditional(cond)
+        uncond = ImageToVideo(config=self.config).unconditional(model, cond)
         return guided(denoiser, guidance_of(self.defaults), cond, uncond)
 
     def _block_statistics(self, model: SVD, noise: Array, cond: Conditioning) -> dict[str, Array]:

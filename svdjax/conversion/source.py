@@ -1,5 +1,6 @@
 """Opening any checkpoint: what SRC can be, and how each kind is recognised, by content rather than by name."""
 
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from svdjax.conversion.native import FORMAT, is_native_folder, read_native_file,
 from svdjax.conversion.remote import fetch_address, fetch_repo, is_address, is_repo
 from svdjax.conversion.safetensors_file import read_safetensors
 from svdjax.conversion.sgm import read_sgm
-from svdjax.conversion.tensors import contiguous
+from svdjax.conversion.tensors import Tensor, contiguous
 from svdjax.conversion.torch_file import read_ckpt
 from svdjax.errors import UserError
 from svdjax.models.params import load_flat
@@ -81,6 +82,16 @@ def _open_file(path: Path, options: Options) -> Checkpoint:
     return read_sgm(tensors, metadata, options, str(path))
 
 
+def read_arrays(params: Mapping[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and arrays of parameters, read in threads and a few ahead of the one that is taken."""
+    waiting = list(params.items())
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(waiting), _AT_ONCE):
+            names, tensors = zip(*waiting[start : start + _AT_ONCE], strict=True)
+            arrays = pool.map(lambda tensor: contiguous(tensor.load()), tensors)
+            yield from zip(names, arrays, strict=True)
+
+
 def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: Options | None = None) -> SVD:
     """Load a model of any format onto the default device, a few parameters at a time.
 
@@ -97,10 +108,5 @@ def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: O
     """
     checkpoint = open_checkpoint(source, options).cast(None if dtype is None else np.dtype(dtype))
     # Only NumPy works in the threads: JAX's settings (x64, the default device) are this thread's own.
-    params, waiting = {}, list(checkpoint.params.items())
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for start in range(0, len(waiting), _AT_ONCE):
-            names, tensors = zip(*waiting[start : start + _AT_ONCE], strict=True)
-            arrays = pool.map(lambda tensor: contiguous(tensor.load()), tensors)
-            params |= {name: jax.device_put(array) for name, array in zip(names, arrays, strict=True)}
+    params = {name: jax.device_put(array) for name, array in read_arrays(checkpoint.params)}
     return load_flat(shapes_of(checkpoint.config), params, what=checkpoint.what)

@@ -147,6 +147,16 @@ STAGES = MappingProxyType(
 )
 
 
+def row_keys(key: Key[Array, ""], index: Int[Array, " b"]) -> Key[Array, " b"]:
+    """A key for each video that depends on the video's own number, not on its place in the batch.
+
+    Args:
+        key: randomness of the run, or of a step.
+        index: number of each video in the whole run, or in the step's global batch.
+    """
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
 def video_noise(
     key: Key[Array, ""], index: Int[Array, " b"], shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> Float[Array, "b ..."]:
@@ -158,7 +168,7 @@ def video_noise(
         shape: shape for one video, ``(t, h, w, c)``.
         dtype: float32 or float64.
     """
-    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape, dtype))(index)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(row_keys(key, index))
 
 
 def initial_noise(

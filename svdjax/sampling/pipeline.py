@@ -231,7 +231,7 @@ class Pipeline:
         _, key = self._keys()
         sigmas = schedule_of(settings.schedule, defaults)(defaults.steps)
         denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[self._config.preconditioning])
-        denoise = guided(denoiser, guidance_of(defaults), cond, self._task.unconditional(cond))
+        denoise = guided(denoiser, guidance_of(defaults), cond, self._task.unconditional(model, cond))
         shape = (*cond.concat.shape[1:4], self._config.vae.latent_channels)
         noise = initial_noise(key, videos, shape, sigmas[0])
         sampler = SAMPLERS[settings.sampler]

@@ -1,13 +1,16 @@
 """Image to video: a picture becomes the first frame of a clip (SVD, SVD-XT)."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import repeat
 
 from svdjax.diffusion.noise import LogNormal
+from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.tasks.conditioning import Conditioning, embed_scalars
@@ -23,35 +26,24 @@ class ImageRequest:
     """What a user asks for, and what a training clip answers.
 
     Attributes:
-        image: first frame, in [-1, 1].
+        image: first frame, in [-1, 1]; None where ``embedding`` and ``latent`` are given.
         fps: frames per second of the video.
         motion_bucket: 1 (still) to 255 (most motion).
         noise_aug: standard deviation of the noise on the image that the VAE sees; CLIP sees the clean image.
-        noise: standard normal, scaled by ``noise_aug``.
+        noise: standard normal, scaled by ``noise_aug``; None where ``latent`` is given.
         clip_image: a picture to show CLIP instead of ``image``, already preprocessed, or None.
+        embedding: CLIP's embedding of the image, if it was computed before.
+        latent: mode of the noised image's latent, if it was computed before (not multiplied by the scaling factor).
     """
 
-    image: Float[Array, "b h w 3"]
+    image: Float[Array, "b h w 3"] | None = None
     fps: Float[Array, " b"]
     motion_bucket: Float[Array, " b"]
     noise_aug: Float[Array, " b"]
-    noise: Float[Array, "b h w 3"]
+    noise: Float[Array, "b h w 3"] | None = None
     clip_image: Float[Array, "b size size 3"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DropRates:
-    """Probability that training replaces a condition by zeros, drawn for each video.
-
-    The paper does not give its rates; ours are 10 % for each alone and 10 % for both together.
-
-    Attributes:
-        context: the CLIP token only. concat: the conditioning latent only. both: both at once.
-    """
-
-    context: float = 0.1
-    concat: float = 0.1
-    both: float = 0.1
+    embedding: Float[Array, "b d"] | None = None
+    latent: Float[Array, "b h2 w2 c"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +51,17 @@ class ImageToVideo:
     """The image-to-video task of one model configuration."""
 
     config: SVDConfig
+
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch without its captions, which nothing here reads.
+
+        Raises:
+            UserError: the batch has neither pixels nor all that the encoders would make of them.
+        """
+        needed = {"latents", "image_embedding", "cond_latents", "cond_noise_aug"}
+        if "video" not in batch and (missing := sorted(needed - set(batch))):
+            raise UserError(f"a batch without pixels lacks {', '.join(missing)}: compute the cache with them")
+        return {name: value for name, value in batch.items() if name != "caption"}
 
     def condition(self, model: SVD, request: ImageRequest, frames: int) -> Conditioning:
         """Turn a request into conditioning (paper, appendix D; the same for training and sampling).
@@ -88,47 +91,52 @@ class ImageToVideo:
             One CLIP token, and the mode of the noised picture's latent (not multiplied by the scaling factor, as
             the released weights expect) repeated over the frames.
         """
+        return Conditioning(
+            context=self._embedding(model, request)[:, None],
+            concat=repeat(self._latent(model, request), "b h w c -> b t h w c", t=frames),
+        )
+
+    def _embedding(self, model: SVD, request: ImageRequest) -> Float[Array, "b d"]:
+        if request.embedding is not None:
+            return request.embedding
         clip_image = request.clip_image
         if clip_image is None:
             clip_image = preprocess(request.image, size=self.config.image_encoder.image_size)
-        noised = request.image + request.noise_aug[:, None, None, None] * request.noise
-        latent = model.vae.encode(noised).mode()
-        return Conditioning(
-            context=model.image_encoder(clip_image)[:, None],
-            concat=repeat(latent, "b h w c -> b t h w c", t=frames),
-        )
+        return model.image_encoder(clip_image)
 
-    def unconditional(self, cond: Conditioning) -> Conditioning:
-        """The branch that guidance moves away from: zero token, zero latent, the same scalars."""
+    def _latent(self, model: SVD, request: ImageRequest) -> Float[Array, "b h2 w2 c"]:
+        if request.latent is not None:
+            return request.latent
+        noised = request.image + request.noise_aug[:, None, None, None] * request.noise
+        return model.vae.encode(noised).mode()
+
+    def unconditional(self, model: SVD, cond: Conditioning) -> Conditioning:
+        """Zero token, zero latent, the same scalars."""
+        del model
         return dataclasses.replace(cond, context=jnp.zeros_like(cond.context), concat=jnp.zeros_like(cond.concat))
 
-    def request_from_batch(self, batch: dict[str, Array], key: Key[Array, ""]) -> ImageRequest:
+    def request_from_batch(self, batch: Mapping[str, Array], keys: Key[Array, " b"]) -> ImageRequest:
         """The request that a training clip answers: its first frame, with noise of a random level.
 
         Args:
-            batch: ``video`` [b t h w 3] in [-1, 1], ``fps`` [b], ``motion_bucket`` [b].
-            key: randomness of the noise and of its level.
+            batch: ``video`` [b t h w 3] in [-1, 1], ``fps`` [b], ``motion_bucket`` [b]; and as far as they were
+                computed before, ``image_embedding`` [b d], and ``cond_latents`` [b k h2 w2 c] of k noised first
+                frames with their levels ``cond_noise_aug`` [b k], of which one is drawn.
+            keys: randomness of each video's noise and of its level.
         """
-        level_key, noise_key = jax.random.split(key)
-        image = batch["video"][:, 0]
+        level_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        image = batch["video"][:, 0] if "video" in batch else None
+        scalars = {name: batch[name] for name in ("fps", "motion_bucket")}
+        known = {"image": image, "embedding": batch.get("image_embedding"), **scalars}
+        if "cond_latents" in batch:
+            draws = batch["cond_noise_aug"].shape[1]
+            choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, draws))(level_keys)
+            latent, noise_aug = jax.vmap(lambda latents, levels, i: (latents[i], levels[i]))(
+                batch["cond_latents"], batch["cond_noise_aug"], choice
+            )
+            return ImageRequest(**known, latent=latent, noise_aug=noise_aug)
         return ImageRequest(
-            image=image,
-            fps=batch["fps"],
-            motion_bucket=batch["motion_bucket"],
-            noise_aug=NOISE_AUG.sample(level_key, (image.shape[0],)),
-            noise=jax.random.normal(noise_key, image.shape, image.dtype),
-        )
-
-    def drop(self, cond: Conditioning, key: Key[Array, ""], rates: DropRates) -> Conditioning:
-        """Replace conditions by zeros at random, so that the model also learns the unconditional branch."""
-        u = jax.random.uniform(key, (cond.context.shape[0],))
-        only_context = u < rates.context
-        only_concat = (u >= rates.context) & (u < rates.context + rates.concat)
-        both = (u >= rates.context + rates.concat) & (u < rates.context + rates.concat + rates.both)
-        keep_context = ~(only_context | both)
-        keep_concat = ~(only_concat | both)
-        return dataclasses.replace(
-            cond,
-            context=cond.context * keep_context[:, None, None],
-            concat=cond.concat * keep_concat[:, None, None, None, None],
+            **known,
+            noise_aug=jax.vmap(lambda key: NOISE_AUG.sample(key, ()))(level_keys),
+            noise=jax.vmap(lambda key: jax.random.normal(key, image.shape[1:], image.dtype))(noise_keys),
         )

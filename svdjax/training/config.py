@@ -18,6 +18,7 @@ from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.mesh import MeshConfig
 from svdjax.training.stage import Stage
+from svdjax.training.transfer import Init
 from svdjax.training.vae_stage import DecoderStage, VAEStage
 
 
@@ -28,8 +29,8 @@ class RunConfig:
     Attributes:
         out: directory of the run: checkpoints, metrics, samples and the final ``model.safetensors``.
         seed: of the initial weights, the order of the clips and every random draw of training.
-        init_from: a checkpoint of this model to start from, in any format that ``svdjax convert`` reads; None for
-            random weights.
+        init_from: a checkpoint to start from, in any format that ``svdjax convert`` reads; None for random weights.
+        init: where the model differs from that checkpoint.
         quick: train a twentieth of the steps, to see everything work within minutes.
         distributed: this is one of several processes, one per host (see `processes.start`).
         mesh: how the devices are divided.
@@ -41,6 +42,7 @@ class RunConfig:
     out: Path = Path("runs/run")
     seed: int = 0
     init_from: str | None = None
+    init: Init = field(default_factory=Init)
     quick: bool = False
     distributed: bool = False
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -59,8 +61,10 @@ class RunConfig:
         """
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
-        if self.data.sampling.captions:
+        if self.data.sampling.captions and self.model.text_encoder is None:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
+        if self.unet is not None and self.unet.sample_every and self.model.task != "image_to_video":
+            raise UserError(f"--unet.sample-every: a model for {self.model.task} gives no samples: leave it out")
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order, with the step counts that ``quick`` asks for."""

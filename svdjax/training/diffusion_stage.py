@@ -1,56 +1,109 @@
-"""The diffusion stage: the image-to-video UNet, in the latent space of the frozen autoencoder."""
+"""The diffusion stage: a UNet, conditioned by its task, in the latent space of the frozen autoencoder."""
 
+import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import grain
 import jax
 import jax.numpy as jnp
+from einops import repeat
 
 from svdjax.data.pipeline import batches
 from svdjax.diffusion.denoiser import PRECONDITIONINGS, Denoiser
 from svdjax.diffusion.loss import EpsWeighting, VWeighting, denoising_loss
-from svdjax.diffusion.noise import LogNormal
-from svdjax.models.svd import SVD
-from svdjax.tasks import ImageToVideo, network_of
-from svdjax.tasks.image_to_video import DropRates
+from svdjax.diffusion.noise import LogNormal, row_keys, video_noise
+from svdjax.errors import UserError
+from svdjax.models.svd import SVD, SVDConfig
+from svdjax.tasks import Conditioning, DropRates, Task, drop, network_of, task_of
 from svdjax.training.data import Clips
 from svdjax.training.latents import with_latents
+from svdjax.training.metrics import sigma_bands
 from svdjax.training.stage import Batch, Metrics, Stage
 from svdjax.training.vae_stage import encode_video
-from svdjax.typing import Array, Float, Key
+from svdjax.typing import Array, Bool, Float, Key
+
+# Which parameters train: patterns of dotted paths. The temporal ones are those that an image model lacks.
+PARTS = MappingProxyType(
+    {
+        "all": re.compile(r"unet\..*"),
+        "temporal": re.compile(r"unet\..*\.(temporal\..*|frame_embed\..*|mix_factor)"),
+        "time_embed": re.compile(r"unet\.time_embed\..*"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionStage(Stage):
-    """Train the UNet to remove noise from clips, given their first frame and their scalars.
+    """Train the UNet to remove noise from clips, given what its task conditions it on.
 
     Attributes:
+        part: which parameters of the UNet train: all, the temporal layers only, or the time embedding only.
         sigma: noise levels, one per clip: ln(sigma) ~ N(mean, std^2).
         drop: how often conditions are left out, for classifier-free guidance.
+        image_share: share of the clips whose frames are taken as images by themselves, without temporal layers.
+            Clips that the batch marks as ``image_only`` are so in any case.
         cache_latents: encode the whole data set once, into memory, instead of each clip each time.
     """
 
     name: ClassVar[str] = "unet"
+    part: Literal["all", "temporal", "time_embed"] = "all"
     sigma: LogNormal = field(default_factory=lambda: LogNormal(mean=0.7, std=1.6))
     drop: DropRates = field(default_factory=DropRates)
+    image_share: float = 0.0
     cache_latents: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: one is out of range.
+        """
+        super().__post_init__()
+        if not 0 <= self.image_share <= 1:
+            raise UserError(f"--{self.name}.image-share {self.image_share}: must be between 0 and 1")
+
     def trains(self, path: str) -> bool:
-        return path.startswith("unet.")
+        return PARTS[self.part].fullmatch(path) is not None
+
+    def prepare(self, config: SVDConfig, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return task_of(config).prepare(batch)
 
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
-        request_key, drop_key, sigma_key, noise_key = jax.random.split(key, 4)
-        task = ImageToVideo(config=model.config)
+        cond_key, sigma_key, noise_key = jax.random.split(key, 3)
+        rows = batch["row"]
         x0 = latents_of(model, batch)
-        request = task.request_from_batch(batch, request_key)
-        cond = task.drop(task.condition(model, request, x0.shape[1]), drop_key, self.drop)
-        sigma = self.sigma.sample(sigma_key, (x0.shape[0],))
-        noise = jax.random.normal(noise_key, x0.shape)
+        cond, dropped = self._conditioning(task_of(model.config), model, batch, x0.shape[1], cond_key)
+        sigma = jax.vmap(lambda key: self.sigma.sample(key, ()))(row_keys(sigma_key, rows))
+        noise = video_noise(noise_key, rows, x0.shape[1:])
         denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[model.config.preconditioning])
         eps = model.config.preconditioning == "discrete_eps"
         weighting = EpsWeighting() if eps else VWeighting()  # the squared error of what the network says
-        return jnp.mean(denoising_loss(denoiser, x0, noise, sigma, cond, weighting)), {}
+        losses = denoising_loss(denoiser, x0, noise, sigma, cond, weighting)
+        return jnp.mean(losses), sigma_bands(losses, sigma) | dropped
+
+    def _conditioning(
+        self, task: Task, model: SVD, batch: Batch, frames: int, key: Key[Array, ""]
+    ) -> tuple[Conditioning, Metrics]:
+        """Conditioning of a batch, thinned out at random, and how often it was."""
+        request_keys, drop_keys, image_keys = (row_keys(k, batch["row"]) for k in jax.random.split(key, 3))
+        cond = task.condition(model, task.request_from_batch(batch, request_keys), frames)
+        cond, dropped = drop(cond, task.unconditional(model, cond), drop_keys, self.drop)
+        images = self._images(batch, image_keys)
+        if images is not None:
+            cond = dataclasses.replace(cond, image_only=repeat(images, "b -> b t", t=frames))
+        return cond, dropped
+
+    def _images(self, batch: Batch, keys: Key[Array, " b"]) -> Bool[Array, " b"] | None:
+        """Which clips are images; None where none can be, so that the network need not ask."""
+        marked = batch.get("image_only")
+        if not self.image_share:
+            return marked
+        drawn = jax.vmap(jax.random.uniform)(keys) < self.image_share
+        return drawn if marked is None else drawn | marked
 
     def batches(self, model, clips, *, seed, rows):
         """Training batches, with their latents if these are to be cached."""

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from svdjax.errors import UserError
 from svdjax.progress import step_bar
 from svdjax.training.checkpoint import Checkpoints
 from svdjax.training.loop import Hook, Moment
+from svdjax.training.metrics import combined
 from svdjax.training.stage import Batch, Metrics, Stage
 from svdjax.training.step import Frozen, LossFn
 
@@ -90,7 +90,7 @@ def validate(loss: LossFn, frozen: Frozen, batches: Sequence[Batch], log: Metric
         for index, batch in enumerate(batches):
             value, metrics = loss(moment.state.ema, frozen, batch, jax.random.key(index))
             rows.append({"loss": value, **metrics})
-        means = {f"val_{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        means = {f"val_{name}": value for name, value in combined(rows).items()}
         log.write(moment.step, means)
 
     return hook

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from svdjax.conversion.source import load_model
+from svdjax.conversion.source import open_checkpoint, read_arrays
 from svdjax.models.params import abstract, draw_params, flat_params, load_flat
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.training.sharding import gather, param_shardings, place
@@ -40,9 +40,8 @@ class Model:
 
 def read(path: Path, mesh: Mesh) -> Model:
     """Read a checkpoint onto the mesh in float32, without filling one device with it."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        loaded = load_model(path, dtype=np.float32)
-    return Model(loaded.config, place(flat_params(loaded), mesh))
+    checkpoint = open_checkpoint(path).cast(np.dtype(np.float32))
+    return Model(checkpoint.config, place(dict(read_arrays(checkpoint.params)), mesh))
 
 
 def drawn(config: SVDConfig, paths: Iterable[str], seed: int, mesh: Mesh) -> dict[str, Array]:

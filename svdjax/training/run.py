@@ -74,7 +74,7 @@ def _export(config: RunConfig, model: Model, clips: Clips, console: Console) -> 
     if processes.is_main():
         save_model(whole, path, dtype=config.export_dtype)
         written = [path]
-        if config.unet is not None:
+        if config.unet is not None and model.config.task == "image_to_video":
             written += write_grid(whole, grid_images(clips), config.out / "samples")
         for each in written:
             console.print(str(each))

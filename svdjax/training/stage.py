@@ -1,12 +1,11 @@
 """What a training stage is: which parameters it trains, on which loss, and how its run is set up."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import grain
-import jax
 
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SVDConfig
@@ -16,7 +15,7 @@ from svdjax.typing import Array, Float, Key, ndarray
 
 INTERVALS = ("log_every", "validate_every", "sample_every", "checkpoint_every")
 Batch = dict[str, Array | ndarray]
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""] | Float[Array, "2"]]  # a mean, or a sum and a count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +71,17 @@ class Stage(ABC):
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         """Mean loss of a batch and what to log.
 
-        All randomness of a clip comes from ``key`` and its ``batch["row"]`` (see :func:`row_keys`), so that it is
+        All randomness of a clip comes from ``key`` and its ``batch["row"]`` (see `diffusion.noise.row_keys`), so that it is
         the same on every mesh and in every part of a batch. Of a metric of shape () the mean over parts and steps
         is logged; a metric of shape (2,) is a sum and a count, which are added up.
         """
 
     def batches(self, model, clips, *, seed, rows):
         return clips.iterator(batch=self.batch, seed=seed)
+
+    def prepare(self, config: SVDConfig, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """On the host: make of a batch what may go to a device."""
+        return {name: value for name, value in batch.items() if name != "caption"}
 
     def held_out(self, clips: Clips, *, count: int) -> Sequence[Batch]:
         """Validation batches, like those of training."""
@@ -87,8 +90,3 @@ class Stage(ABC):
     def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
         """The model's configuration after training; a stage may measure it on a few held-out batches."""
         return model.config
-
-
-def row_keys(key: Key[Array, ""], batch: Batch) -> Key[Array, " b"]:
-    """A key for each clip of a batch, from the number of its row in the whole batch."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(batch["row"])

@@ -67,7 +67,8 @@ class StageRun:
         self.shapes = jax.tree.map(_with_sharding, shapes, self.shardings)
         self.layout = BatchLayout(mesh, stage.batch)
         self.validation: Sequence[Batch] = [
-            place_whole(batch, mesh) for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
+            place_whole(stage.prepare(model.config, batch), mesh)
+            for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
         ]
 
     def train(self, stop: Callable[[int], bool]) -> Stopped | None:
@@ -85,7 +86,7 @@ class StageRun:
                 self.frozen,
                 stream(batches, start=int(state.step)),
                 train_step=on_mesh(self.mesh, step),
-                place=self.layout.place,
+                place=self._place,
                 steps=stage.steps,
                 hooks=[every(1, bar), *self._hooks(checkpoints)],
                 stop=stop,
@@ -105,6 +106,9 @@ class StageRun:
         self._check(position, int(state.step))
         self.console.print(f"{self.stage.name}: resuming at step {int(state.step)}")
         return state
+
+    def _place(self, batch: Batch) -> Batch:
+        return self.layout.place(self.stage.prepare(self.model.config, batch))
 
     def _hooks(self, checkpoints: Checkpoints) -> list[Hook]:
         stage = self.stage

@@ -24,8 +24,6 @@ LossFn = Callable[[Params, Frozen, Batch, Key[Array, ""]], tuple[Float[Array, ""
 def make_loss(stage: Stage, model: SVD) -> LossFn:
     """The stage's loss as a function of flat parameters, computed in the stage's ``compute_dtype``.
 
-    The batch needs no ``row``: its rows are numbered here, where they are not yet.
-
     Args:
         stage: gives the loss.
         model: the structure to fill with parameters; its own values are not used.
@@ -35,10 +33,16 @@ def make_loss(stage: Stage, model: SVD) -> LossFn:
         params: Params, frozen: Frozen, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         weights = cast_floating({**params, **frozen}, jnp.dtype(stage.compute_dtype))
-        clips = {"row": jnp.arange(len(batch["video"])), **batch, "video": to_unit(batch["video"])}
+        pixels = {"video": to_unit(batch["video"])} if "video" in batch else {}
+        clips = {**numbered(batch), **pixels}
         return stage.loss(load_flat(model, weights, what="the training state"), clips, key)
 
     return loss
+
+
+def numbered(batch: Batch) -> Batch:
+    """A batch with ``row``, the numbers of its clips, if it has none: that of a whole batch."""
+    return {"row": jnp.arange(len(next(iter(batch.values()))), dtype=jnp.int32), **batch}
 
 
 def gradients(
@@ -49,7 +53,7 @@ def gradients(
     All randomness of a clip comes from ``key`` and the number of its row, so the parts together say what the whole
     batch would have said. Metrics of shape () are averaged over the parts, pairs (sum, count) are added.
     """
-    batch = {"row": jnp.arange(len(batch["video"])), **batch}
+    batch = numbered(batch)
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
         (value, metrics), grads = value_and_grad(params, frozen, batch, key)

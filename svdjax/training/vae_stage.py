@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from svdjax.data.pipeline import to_unit
+from svdjax.diffusion.noise import row_keys
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.models.vae import VAE
 from svdjax.training.data import Clips
-from svdjax.training.stage import Batch, Metrics, Stage, row_keys
+from svdjax.training.stage import Batch, Metrics, Stage
 from svdjax.typing import Array, Float, Key
 
 
@@ -66,7 +67,7 @@ class VAEStage(Stage):
         video = batch["video"]
         frames = model.vae.encode(_frames_for(model.vae, video))
         posterior = jax.tree.map(lambda x: rearrange(x, "(b t) h w c -> b t h w c", b=len(video)), frames)
-        latents = jax.vmap(lambda clip, key: clip.sample(key))(posterior, row_keys(key, batch))
+        latents = jax.vmap(lambda clip, key: clip.sample(key))(posterior, row_keys(key, batch["row"]))
         loss, psnr = self.reconstruction(model.vae.decode(latents), video)
         mean, logvar = posterior.mean.astype(jnp.float32), posterior.logvar.astype(jnp.float32)
         kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)

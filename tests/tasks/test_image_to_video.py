@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from svdjax.diffusion.noise import row_keys
+from svdjax.errors import UserError
+from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.clip_vision import CLIPVisionConfig
 from svdjax.models.params import with_dtype
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
-from svdjax.tasks import Conditioning, ImageRequest, ImageToVideo, embed_scalars, network_of
-from svdjax.tasks.image_to_video import DropRates
+from svdjax.tasks import Conditioning, DropRates, ImageRequest, ImageToVideo, drop, embed_scalars, network_of
 from tests.weights import random_model
 
 TINY = SVDConfig(
@@ -88,10 +90,10 @@ def test_the_latent_is_the_unscaled_mode(model, condition):
     np.testing.assert_allclose(cond.concat[:, 0], model.vae.encode(request.image).mode(), atol=1e-5)
 
 
-def test_the_unconditional_branch_keeps_the_scalars(condition):
+def test_the_unconditional_branch_keeps_the_scalars(model, condition):
     task = ImageToVideo(config=TINY)
     cond = condition(request_for(0), 2)
-    uncond = task.unconditional(cond)
+    uncond = task.unconditional(model, cond)
     assert not uncond.context.any() and not uncond.concat.any()
     np.testing.assert_array_equal(uncond.vector, cond.vector)
 
@@ -102,7 +104,7 @@ def test_a_training_clip_is_answered_by_its_first_frame():
         "fps": jnp.full(4, 7.0),
         "motion_bucket": jnp.arange(4.0),
     }
-    request = ImageToVideo(config=TINY).request_from_batch(batch, jax.random.key(0))
+    request = ImageToVideo(config=TINY).request_from_batch(batch, row_keys(jax.random.key(0), jnp.arange(4)))
     np.testing.assert_array_equal(request.image, batch["video"][:, 0])
     np.testing.assert_array_equal(request.motion_bucket, np.arange(4))
     assert (request.noise_aug > 0).all() and len(np.unique(request.noise_aug)) == 4
@@ -114,13 +116,81 @@ def test_dropout_happens_as_often_as_asked():
         context=jnp.ones((videos, 1, 1)), concat=jnp.ones((videos, 1, 1, 1, 1)), vector=jnp.ones((videos, 1, 1))
     )
     rates = DropRates(context=0.1, concat=0.2, both=0.05)
-    dropped = ImageToVideo(config=TINY).drop(cond, jax.random.key(1), rates)
+    nothing = jax.tree.map(jnp.zeros_like, cond)
+    dropped, counts = drop(cond, nothing, row_keys(jax.random.key(1), jnp.arange(videos)), rates)
     context, concat = np.asarray(dropped.context).ravel() == 0, np.asarray(dropped.concat).ravel() == 0
     # Four standard errors of a proportion around 0.2 with 20,000 draws are 0.011.
     assert np.mean(context & ~concat) == pytest.approx(0.1, abs=0.011)
     assert np.mean(concat & ~context) == pytest.approx(0.2, abs=0.011)
     assert np.mean(context & concat) == pytest.approx(0.05, abs=0.011)
     assert dropped.vector.all()
+    np.testing.assert_array_equal(counts["dropped_context"], [context.sum(), videos])
+    np.testing.assert_array_equal(counts["dropped_concat"], [concat.sum(), videos])
+
+
+def test_dropout_rates_that_are_no_probabilities_are_refused():
+    with pytest.raises(UserError, match="together at most 1"):
+        DropRates(context=0.5, concat=0.5, both=0.1)
+
+
+def assert_same(known, fresh):
+    for a, b in zip(jax.tree.leaves(known), jax.tree.leaves(fresh), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def cache(model):
+    """A batch, and what a cache holds of it: three noised first frames with their levels, and CLIP's embeddings."""
+    rng = np.random.default_rng(5)
+    video = jnp.asarray(rng.uniform(-1, 1, (2, 3, 16, 16, 3)), jnp.float32)
+    levels = jnp.asarray([[0.01, 0.02, 0.04], [0.08, 0.16, 0.32]])
+    noise = jnp.asarray(rng.normal(size=(2, 3, 16, 16, 3)), jnp.float32)
+    encode = jax.jit(lambda images: model.vae.encode(images).mode())
+    draws = [encode(video[:, 0] + levels[:, k, None, None, None] * noise[:, k]) for k in range(3)]
+    batch = {"video": video, "fps": jnp.full(2, 7.0), "motion_bucket": jnp.full(2, 127.0)}
+    cached = {
+        "image_embedding": model.image_encoder(preprocess(video[:, 0], size=56)),
+        "cond_latents": jnp.stack(draws, axis=1),
+        "cond_noise_aug": levels,
+    }
+    return batch, cached, noise
+
+
+def test_a_cached_embedding_is_what_the_encoder_says(cache, condition):
+    batch, cached, _ = cache
+    keys = row_keys(jax.random.key(0), jnp.arange(2))
+    task = ImageToVideo(config=TINY)
+    fresh = condition(task.request_from_batch(batch, keys), 2)
+    known = condition(task.request_from_batch(batch | {"image_embedding": cached["image_embedding"]}, keys), 2)
+    assert_same(known, fresh)
+
+
+def test_cached_conditioning_latents_are_what_the_encoder_makes_of_the_same_noise(cache, condition):
+    batch, cached, noise = cache
+    scalars = {name: batch[name] for name in ("fps", "motion_bucket")}
+    seen = set()
+    for seed in range(8):
+        keys = row_keys(jax.random.key(seed), jnp.arange(2))
+        request = ImageToVideo(config=TINY).request_from_batch(scalars | cached, keys)
+        assert request.image is None
+        drawn = [int(np.argmin(np.abs(cached["cond_noise_aug"][row] - request.noise_aug[row]))) for row in (0, 1)]
+        seen |= {(row, k) for row, k in enumerate(drawn)}
+        if seed == 0:
+            picked = jnp.stack([noise[row, k] for row, k in enumerate(drawn)])
+            aug = request.noise_aug
+            encoded = ImageRequest(image=batch["video"][:, 0], noise_aug=aug, noise=picked, **scalars)
+            known, fresh = condition(request, 2), condition(encoded, 2)
+            assert_same(known, fresh)
+    assert len(seen) == 6, "every draw of every video is used"
+
+
+def test_a_batch_without_pixels_needs_the_whole_cache():
+    task = ImageToVideo(config=TINY)
+    batch = {"latents": np.zeros(1), "cond_latents": np.zeros(1), "cond_noise_aug": np.zeros(1)}
+    with pytest.raises(UserError, match="lacks image_embedding"):
+        task.prepare(batch)
+    whole = batch | {"image_embedding": np.zeros(1)}
+    assert task.prepare({**whole, "caption": ["a hill"]}) == whole
 
 
 def test_scalars_may_differ_per_frame():

@@ -65,7 +65,7 @@ def test_a_network_that_says_zero_is_wrong_by_one_whatever_it_predicts(precondit
     model.unet.conv_out.bias[...] *= 0
     latents = jax.random.normal(jax.random.key(0), (64, 2, 8, 8, 4)) / MODEL.vae.scaling_factor
     batch = {"video": jnp.zeros((64, 1, 16, 16, 3)), "latents": latents}
-    batch |= {"fps": jnp.full(64, 7.0), "motion_bucket": jnp.full(64, 127.0)}
+    batch |= {"fps": jnp.full(64, 7.0), "motion_bucket": jnp.full(64, 127.0), "row": jnp.arange(64)}
     loss, _ = tiny_run(tmp_path).unet.loss(model, batch, jax.random.key(1))
     assert float(loss) == pytest.approx(1, abs=0.03)
 

@@ -1,0 +1,86 @@
+"""What the full-size recipes in ``configs/`` have in common: the models of the three stages, data, and optimizer.
+
+The paper (arXiv 2311.15127, section 4 and appendix D) gives steps, batches, learning rates, noise levels and the
+rate of text dropout. What it leaves open is chosen here, once, with the reason beside it; ``docs/recipes.md`` lists
+both.
+"""
+
+import dataclasses
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from svdjax.data.pipeline import ClipSampling
+from svdjax.models.svd import SamplingDefaults, SVDConfig
+from svdjax.models.vae import VAEConfig
+from svdjax.tasks import DropRates
+from svdjax.training.data import DataConfig
+from svdjax.training.optim import OptimConfig
+
+# The paper's 15 %.
+TEXT_DROP = DropRates(context=0.15, concat=0.0, both=0.0)
+# Unpublished. 10 % each, and 10 % both: InstructPix2Pix's scheme, which open finetunes of SVD use.
+IMAGE_DROP = DropRates(context=0.1, concat=0.1, both=0.1)
+# Unpublished. The released code takes an fps_id of 5 to 30 without a warning, and fps_id is fps - 1.
+FPS = (6.0, 31.0)
+# Unpublished. Matrix products in bfloat16 are what accelerators are fast at; parameters, moments, loss and noise
+# stay float32. The rest is when to look: seldom, for a step takes seconds.
+FULL_SIZE: MappingProxyType[str, Any] = MappingProxyType(
+    {"compute_dtype": "bfloat16", "log_every": 50, "validate_every": 1000, "checkpoint_every": 1000}
+)
+
+
+def adamw(rate: float, *, warmup: int = 1000) -> OptimConfig:
+    """AdamW at a constant rate, as the paper says; the rest is unpublished.
+
+    Betas, epsilon and decay are those of PyTorch's AdamW, which the original was trained with and whose defaults
+    nobody says to have changed. 1,000 steps of warm-up and clipping at norm 1 cost little, and keep the first steps
+    of new layers, and rare batches, from undoing what was loaded.
+    """
+    return OptimConfig(rate=rate, warmup=warmup, final=1.0, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip=1.0)
+
+
+def clips(frames: int, height: int, width: int, *, captions: bool = False) -> DataConfig:
+    """Clips of ``data/train`` and ``data/validation``: folders of videos, or shards written by this package."""
+    rates = FPS if frames > 1 else (0.01, FPS[1])  # one frame can come out of a video of any rate
+    sampling = ClipSampling(frames=frames, size=(height, width), fps=rates, captions=captions)
+    return DataConfig(train=Path("data/train"), validation=Path("data/validation"), sampling=sampling)
+
+
+def image_model(height: int, width: int) -> SVDConfig:
+    """Stable Diffusion 2.1 under SVD's preconditioning: output v, and ln(sigma) / 4 instead of a timestep."""
+    sd21 = SVDConfig.sd21()
+    defaults = dataclasses.replace(sd21.defaults, height=height, width=width)
+    return _memory_saving(dataclasses.replace(sd21, preconditioning="v", defaults=defaults))
+
+
+def text_to_video_model(height: int, width: int) -> SVDConfig:
+    """SVD's text-to-video network, with the autoencoder that it inherits from SD 2.1.
+
+    Guidance of 7 is the paper's for its text-to-video evaluation.
+    """
+    defaults = SamplingDefaults(
+        frames=14, height=height, width=width, steps=50, guidance=(7.0, 7.0), guidance_shape="constant"
+    )
+    model = dataclasses.replace(SVDConfig.text_to_video(), vae=VAEConfig.sd21(), defaults=defaults)
+    return _memory_saving(model)
+
+
+def image_to_video_model(frames: int, height: int, width: int) -> SVDConfig:
+    """SVD's network (or, with 25 frames, SVD-XT's), with the autoencoder that it inherits from SD 2.1.
+
+    The temporal decoder of the released checkpoints is trained on its own and fits any of these models.
+    """
+    released = SVDConfig.svd_xt() if frames == 25 else SVDConfig.svd()
+    defaults = dataclasses.replace(released.defaults, frames=frames, height=height, width=width)
+    return _memory_saving(dataclasses.replace(released, vae=VAEConfig.sd21(), defaults=defaults))
+
+
+def finetuned_model() -> SVDConfig:
+    """SVD as released, with its temporal decoder."""
+    return _memory_saving(SVDConfig.svd())
+
+
+def _memory_saving(model: SVDConfig) -> SVDConfig:
+    """Activations are recomputed in the backward pass, as in the released configurations."""
+    return dataclasses.replace(model, unet=dataclasses.replace(model.unet, remat=True))

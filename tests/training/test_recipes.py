@@ -1,0 +1,201 @@
+"""Every recipe builds at its full size and trains what it says; the loss of a video depends on no other video."""
+
+import dataclasses
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svdjax.conversion.checkpoint import shapes_of
+from svdjax.conversion.source import load_model
+from svdjax.diffusion.noise import STAGES
+from svdjax.errors import UserError
+from svdjax.models.clip_text import CLIPTextConfig
+from svdjax.models.params import flat_params, load_flat
+from svdjax.models.svd import SVD
+from svdjax.tasks import DropRates
+from svdjax.training import run
+from svdjax.training.config import load_config
+from svdjax.training.diffusion_stage import DiffusionStage
+from svdjax.training.step import make_loss
+from svdjax.training.vae_stage import encode_video
+from tests.training.tiny import MODEL, tiny_run
+from tests.weights import random_model
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TEMPORAL = 656_076_838
+SD21, TEXT, IMAGE = 865_910_724, 1_524_283_882, 1_524_623_082
+
+# svd.md's tables: frames, size, steps, batch, rate, sigma, and parameters of the UNet and of what trains.
+TIME_EMBED = 320 * 1280 + 1280 + 1280 * 1280 + 1280
+STAGE_TABLE = {
+    "image_time_embed": (1, (512, 512), 1_000, None, None, "image", SD21, TIME_EMBED),
+    "image": (1, (256, 384), 30_000, None, None, "image", SD21, SD21),
+    "video_256x384": (14, (256, 384), 150_000, 1536, 1e-4, "video_256x384", TEXT, TEXT),
+    "video_320x576": (14, (320, 576), 100_000, 768, 1e-4, "video_320x576", TEXT, TEXT),
+    "image_to_video_320x576": (14, (320, 576), 50_000, 768, 3e-5, "image_to_video_320x576", IMAGE, IMAGE),
+    "svd": (14, (576, 1024), 50_000, 768, 3e-5, "image_to_video_576x1024", IMAGE, IMAGE),
+    "svd_xt": (25, (576, 1024), 50_000, 768, 3e-5, "image_to_video_576x1024", IMAGE, IMAGE),
+    "finetune_svd": (14, (576, 1024), None, None, None, "image_to_video_576x1024", IMAGE, IMAGE),
+}
+
+
+def recipe(name, *options):
+    return load_config([str(CONFIGS / f"{name}.py"), *options], default=CONFIGS / "demo.py")
+
+
+def size(params):
+    return sum(x.size for x in params.values())
+
+
+def split(config):
+    """Shapes of the parameters that train, and of the others."""
+    flat = flat_params(shapes_of(config.model))
+    trained = {path: x for path, x in flat.items() if config.unet.trains(path)}
+    return trained, {path: x for path, x in flat.items() if path not in trained}
+
+
+@pytest.mark.parametrize("name", STAGE_TABLE)
+def test_a_recipe_is_what_the_paper_says(name):
+    frames, pixels, steps, batch, rate, sigma, total, trains = STAGE_TABLE[name]
+    config = recipe(name)
+    stage, sampling = config.unet, config.data.sampling
+    assert (sampling.frames, sampling.size, stage.sigma) == (frames, pixels, STAGES[sigma])
+    defaults = config.model.defaults
+    assert (defaults.frames, defaults.height, defaults.width) == (frames, *pixels)
+    for said, found in ((steps, stage.steps), (batch, stage.batch), (rate, stage.optim.rate)):
+        assert said in (None, found)
+    trained, frozen = split(config)
+    unet = {path: x for path, x in (trained | frozen).items() if path.startswith("unet.")}
+    assert (size(unet), size(trained)) == (total, trains)
+    if config.model.task != "image_to_video":
+        assert stage.drop == DropRates(context=0.15, concat=0.0, both=0.0)
+
+
+@pytest.mark.parametrize("name", STAGE_TABLE)
+def test_the_loss_of_a_recipe_can_be_traced_at_full_size(name):
+    config = recipe(name)
+    sampling, shape = config.data.sampling, jax.ShapeDtypeStruct
+    batch = {
+        "video": shape((2, sampling.frames, *sampling.size, 3), jnp.uint8),
+        "fps": shape((2,), jnp.float32),
+        "motion_bucket": shape((2,), jnp.float32),
+        "image_only": shape((2,), jnp.bool_),
+    }
+    if sampling.captions:
+        batch["tokens"] = shape((2, 77), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    loss, metrics = jax.eval_shape(make_loss(config.unet, shapes_of(config.model)), *split(config), batch, key)
+    assert (loss.shape, loss.dtype) == ((), jnp.float32)
+    dropped = {name for name in metrics if name.startswith("dropped")}
+    assert dropped == ({"dropped_context"} if sampling.captions else {"dropped_context", "dropped_concat"})
+
+
+def test_temporal_finetuning_trains_exactly_the_temporal_layers():
+    trained, frozen = split(recipe("finetune_svd", "--unet.part", "temporal"))
+    assert (size(trained), len(trained)) == (TEMPORAL, 738)
+    assert not any(part in path for path in frozen if path.startswith("unet.") for part in ("temporal", "mix_"))
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(UserError, match="image-share 2"):
+        DiffusionStage(image_share=2.0)
+    with pytest.raises(UserError, match="a model for text_to_video gives no samples"):
+        recipe("video_256x384", "--unet.sample-every", "5")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(SVD, MODEL)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    video = np.random.default_rng(0).uniform(-1, 1, (4, 2, 16, 16, 3))
+    return {
+        "video": jnp.asarray(video, jnp.float32),
+        "fps": jnp.asarray([7.0, 8.0, 9.0, 10.0]),
+        "motion_bucket": jnp.asarray([1.0, 50.0, 100.0, 255.0]),
+        "row": jnp.arange(4, dtype=jnp.int32),
+    }
+
+
+@pytest.fixture(scope="module")
+def batch(clips, model):
+    """The clips from a cache of latents, with the pixels of their first frames."""
+    return clips | {"video": clips["video"][:, :1], "latents": jax.jit(encode_video)(model.vae, clips["video"])}
+
+
+@pytest.fixture(scope="module")
+def loss(model, tmp_path_factory):
+    """The loss of a stage on the tiny model, with chosen settings and a few other parameters, and its metrics."""
+    stage, flat = tiny_run(tmp_path_factory.mktemp("stage")).unet, flat_params(model)
+
+    @cache
+    def compiled(settings):
+        chosen = dataclasses.replace(stage, **dict(settings))
+        return jax.jit(lambda params, *args: chosen.loss(load_flat(shapes_of(MODEL), params, what="a test"), *args))
+
+    def run(batch, params=None, **settings):
+        return compiled(tuple(settings.items()))({**flat, **(params or {})}, batch, jax.random.key(3))
+
+    return run
+
+
+def test_what_a_video_draws_depends_on_its_row_alone(loss, batch):
+    settings = {"drop": DropRates(context=0.3, concat=0.3, both=0.2), "image_share": 0.5}
+    whole, _ = loss(batch, **settings)
+    half = [jax.tree.map(lambda x, rows=rows: x[jnp.asarray(rows)], batch) for rows in ([3, 1], [0, 2])]
+    parts = [float(loss(part, **settings)[0]) for part in half]
+    assert float(whole) == pytest.approx(np.mean(parts), rel=1e-5)
+    other = batch | {"row": batch["row"] + 4}
+    assert abs(float(loss(other, **settings)[0]) - float(whole)) > 1e-3
+
+
+def test_the_bands_and_counts_add_up(loss, batch):
+    whole, metrics = loss(batch, drop=DropRates(context=1.0, concat=0.0, both=0.0))
+    bands = np.sum([metrics[name] for name in metrics if name.startswith("loss_sigma")], axis=0)
+    np.testing.assert_allclose(bands, [4 * float(whole), 4], rtol=1e-5)
+    np.testing.assert_array_equal(metrics["dropped_context"], [4, 4])
+    np.testing.assert_array_equal(metrics["dropped_concat"], [0, 4])
+
+
+def test_cached_latents_are_what_the_encoder_makes(loss, clips, batch):
+    assert float(loss(batch)[0]) == pytest.approx(float(loss(clips)[0]), rel=1e-5)
+
+
+def test_images_do_not_reach_the_temporal_layers(loss, model, batch):
+    other = {path: 2 * x + 1 for path, x in flat_params(model).items() if ".temporal." in path}
+    marked = batch | {"image_only": jnp.asarray([True] * 4)}
+    images = float(loss(marked)[0])
+    assert float(loss(marked, other)[0]) == images
+    assert float(loss(batch, other, image_share=1.0)[0]) == pytest.approx(images, rel=1e-6)
+    assert abs(float(loss(batch, other)[0]) - float(loss(batch)[0])) > 1e-4
+    mixed = batch | {"image_only": jnp.asarray([True, False, True, True])}
+    assert abs(float(loss(mixed, other)[0]) - float(loss(mixed)[0])) > 1e-4
+
+
+@pytest.mark.slow
+def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["svdjax.training.run"], "initialise", random_model)
+    text = CLIPTextConfig(width=8, layers=2, heads=1, mlp_dim=8, context_length=12, projection_dim=None)
+    unet = dataclasses.replace(MODEL.unet, in_channels=4, vector_dim=8)
+    config = tiny_run(tmp_path)
+    model = dataclasses.replace(
+        MODEL, unet=unet, image_encoder=None, text_encoder=text, task="text_to_video", scalars=MODEL.scalars[:2]
+    )
+    data = dataclasses.replace(config.data, sampling=dataclasses.replace(config.data.sampling, captions=True))
+    stage = dataclasses.replace(config.unet, part="temporal", steps=2, cache_latents=False)
+    parts = {"vae": None, "decoder": None, "unet": stage, "model": model, "data": data}
+    trained = flat_params(load_model(run(dataclasses.replace(config, export_dtype="float32", **parts))))
+    before = flat_params(random_model(SVD, model))
+    changed = {path for path in before if not jnp.array_equal(before[path], trained[path])}
+    assert changed and all(stage.trains(path) for path in changed)
+    rows = [json.loads(line) for line in (config.out / "unet/metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row["dropped_context"] <= 1 for row in rows if "loss" in row)
+    assert any("val_loss" in row for row in rows)
