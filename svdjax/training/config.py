@@ -16,6 +16,7 @@ from svdjax.errors import UserError
 from svdjax.models.svd import SVDConfig
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage
+from svdjax.training.sinks import LogConfig
 from svdjax.training.stage import Stage
 from svdjax.training.vae_stage import DecoderStage, VAEStage
 
@@ -31,6 +32,8 @@ class RunConfig:
             random weights.
         quick: train a twentieth of the steps, to see everything work within minutes.
         export_dtype: type of the weights in the final ``model.safetensors``.
+        log: where metrics go besides the run's directory.
+        profile: first and last step of a trace that the profiler writes of each stage, e.g. 10 12.
         model: sizes of the networks. data: the clips.
         vae, decoder, unet: the stages, in the order in which they run; None leaves one out.
     """
@@ -40,6 +43,8 @@ class RunConfig:
     init_from: str | None = None
     quick: bool = False
     export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    log: LogConfig = field(default_factory=LogConfig)
+    profile: tuple[int, int] | None = None
     model: SVDConfig
     data: DataConfig = field(default_factory=DataConfig)
     vae: VAEStage | None = None
@@ -54,6 +59,11 @@ class RunConfig:
         """
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
+        if self.profile is not None and not 2 <= self.profile[0] <= self.profile[1]:
+            raise UserError(
+                f"--profile {self.profile[0]} {self.profile[1]}: give the first and the last step to trace, "
+                "at least 2 (step 1 compiles)"
+            )
         if self.data.sampling.captions:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
 

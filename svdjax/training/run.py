@@ -22,6 +22,7 @@ from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import claim
 from svdjax.training.export import save_model
 from svdjax.training.loop import Hook, every, stop_on_signals, train
+from svdjax.training.metrics import MetricsLog
 from svdjax.training.optim import make_optimizer
 from svdjax.training.samples import write_grid
 from svdjax.training.stage import Batch, Stage
@@ -131,7 +132,13 @@ class StageRun:
         state = new_state(self.params, optimizer)
         with (
             Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
-            on.progress_bar(stage, self.console) as bar,
+            on.watching(
+                self.config,
+                stage,
+                self.console,
+                saved=lambda: checkpoints.latest,
+                flops_per_clip=on.clip_flops(stage, self.model.config, data),
+            ) as watch,
         ):
             if checkpoints.latest is not None:
                 state = checkpoints.restore(state, data)
@@ -142,7 +149,7 @@ class StageRun:
                 data,
                 train_step=make_train_step(stage, abstract(SVD, self.model.config), optimizer, self.config.seed),
                 steps=stage.steps,
-                hooks=[every(1, bar), *self._hooks(checkpoints, data)],
+                hooks=[*watch.hooks, *self._hooks(checkpoints, data, watch.log)],
                 stop=stop,
             )
             if int(state.step) < stage.steps:
@@ -156,13 +163,11 @@ class StageRun:
         self._finish(state)
         return None
 
-    def _hooks(self, checkpoints: Checkpoints, data: object) -> list[Hook]:
+    def _hooks(self, checkpoints: Checkpoints, data: object, log: MetricsLog) -> list[Hook]:
         stage = self.stage
-        log = on.MetricsLog(self.directory / "metrics.jsonl", stage, self.console)
         shapes = abstract(SVD, self.model.config)
         save = on.save_checkpoint(checkpoints, data, self.config.to_json(), stage.name)
         return [
-            every(stage.log_every, log),
             every(stage.checkpoint_every, save),
             every(stage.validate_every, on.validate(stage, shapes, self.frozen, self.validation, log)),
             every(stage.sample_every, on.sample_grid(self._write_grid, self.directory / "samples")),
