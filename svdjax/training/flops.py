@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.sharding import PartitionSpec
 
 from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD, SVDConfig
@@ -51,7 +52,8 @@ class TrainingFlops:
         forward: of the loss, frozen networks included.
         backward: of the gradient: each product has one more for each of its two factors that depends on a trained
             parameter, so twice the forward ones where both do.
-        recompute: spent on activations that the forward pass made but did not keep.
+        recompute: spent on activations that the forward pass made but did not keep (and a little on padding, by
+            the form of temporal convolutions for CPUs).
     """
 
     forward: int
@@ -99,7 +101,7 @@ def count_training(loss: Callable[..., tuple[PyTree, PyTree]], params: PyTree, *
 
 
 def stage_flops(stage: Stage, config: SVDConfig, batch: Mapping[str, jax.ShapeDtypeStruct]) -> TrainingFlops:
-    """FLOPs of one step of a stage. They grow in proportion to the clips of the batch.
+    """FLOPs of one step of a stage, all but exactly proportional to the clips of the batch.
 
     Args:
         stage: says what is trained on which loss.
@@ -127,24 +129,23 @@ def sampling_flops(config: SVDConfig, settings: Settings | None = None) -> dict[
         settings: how to sample; by default as the model is meant to be sampled.
     """
     settings = settings or Settings(defaults=config.defaults)
-    model = abstract(SVD, config)
-    pipeline = Pipeline(model, settings)
-    graph, state = nnx.split(model)
+    pipeline = Pipeline(abstract(SVD, config), settings)
+    graph, state = nnx.split(abstract(SVD, config))
 
-    def stage(method: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        return lambda state, *inputs: method(nnx.merge(graph, state), *inputs)
+    def condition(state: PyTree, picture: PyTree, bucket: PyTree, video: PyTree) -> PyTree:
+        return pipeline.condition(nnx.merge(graph, state), picture, picture, bucket, video)
+
+    def sample(state: PyTree, picture: PyTree, bucket: PyTree, video: PyTree) -> PyTree:
+        return pipeline.sample(nnx.merge(graph, state), condition(state, picture, bucket, video), video)
+
+    def decode(state: PyTree, picture: PyTree, bucket: PyTree, video: PyTree) -> PyTree:
+        return pipeline.decode(nnx.merge(graph, state), sample(state, picture, bucket, video))
 
     defaults = settings.defaults
     picture = jax.ShapeDtypeStruct((1, defaults.height, defaults.width, 3), jnp.float32)
     bucket, video = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    pictures = (picture, picture, bucket, video)
-    cond = jax.eval_shape(stage(pipeline.condition), state, *pictures)
-    latents = jax.eval_shape(stage(pipeline.sample), state, cond, video)
-    return {
-        "condition": count(stage(pipeline.condition), state, *pictures),
-        "sample": count(stage(pipeline.sample), state, cond, video),
-        "decode": count(stage(pipeline.decode), state, latents),
-    }
+    first, second, third = (count(stage, state, picture, bucket, video) for stage in (condition, sample, decode))
+    return {"condition": first, "sample": second - first, "decode": third - second}
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def _shard_map(eqn: JaxprEqn, inputs: Sequence[bool]) -> Walked:
     return cost * math.prod(eqn.params["mesh"].shape[name] for name in used), outputs
 
 
-def _names(spec: Sequence[object]) -> Iterator[str]:
+def _names(spec: PartitionSpec) -> Iterator[str]:
     for part in spec:
         yield from (part,) if isinstance(part, str) else part or ()
 

@@ -113,20 +113,17 @@ class StatusLine:
         """The bar closes itself."""
 
 
-def clip_flops(stage: Stage, config: SVDConfig, data: grain.DatasetIterator) -> float | None:
+def clip_flops(stage: Stage, config: SVDConfig, batch: Callable[[], Batch]) -> float | None:
     """Model FLOPs of a training step per clip; None where they would be of no use, the device's peak being unknown.
 
     Args:
         stage: what is trained.
         config: sizes of the networks.
-        data: training batches, of which one is looked at; the position stays.
+        batch: makes a training batch, of which only the shapes matter.
     """
     if peak_flops(jax.devices()[0].device_kind) is None:
         return None
-    position = data.get_state()
-    shapes = clip_shapes(next(data))
-    data.set_state(position)
-    return stage_flops(stage, config, shapes).model
+    return stage_flops(stage, config, clip_shapes(batch())).model
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import grain
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -137,7 +139,7 @@ class StageRun:
                 stage,
                 self.console,
                 saved=lambda: checkpoints.latest,
-                flops_per_clip=on.clip_flops(stage, self.model.config, data),
+                flops_per_clip=on.clip_flops(stage, self.model.config, partial(_peek, data)),
             ) as watch,
         ):
             if checkpoints.latest is not None:
@@ -185,3 +187,11 @@ class StageRun:
         config = self.stage.finish(model, self.validation)
         model = load_flat(abstract(SVD, config), flat_params(model), what="the trained model")
         save_model(model, self.directory / "model.safetensors")
+
+
+def _peek(data: grain.DatasetIterator) -> Batch:
+    """The next batch, which stays the next one."""
+    position = data.get_state()
+    batch = next(data)
+    data.set_state(position)
+    return batch
