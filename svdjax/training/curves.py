@@ -21,7 +21,7 @@ PICTURES = (
     ("share of time waiting for data", "data_wait"),
     ("model FLOPs utilisation", "mfu"),
     ("device memory (GiB)", r"memory_(peak_)?gib"),
-    ("conditions dropped", r"dropped/.*"),
+    ("conditions dropped", r"dropped_.*"),
 )
 LOGARITHMIC = {"loss", "loss by noise level", "validation loss by noise level", "norms"}
 _INK = "#010203"  # stands for the page's text colour
