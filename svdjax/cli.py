@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": ("svdjax.conversion.convert", "Convert", "turn a checkpoint into another format"),
     "record": ("svdjax.conversion.record", "Record", "run the PyTorch reference and store what it computes"),
     "compare": ("svdjax.conversion.compare", "Compare", "measure a checkpoint against such a record"),
+    "report": ("svdjax.training.report", "Report", "make one page of the curves, samples and settings of a run"),
 }
 
 

@@ -17,6 +17,7 @@ from svdjax.models.svd import SVDConfig
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.mesh import MeshConfig
+from svdjax.training.sinks import LogConfig
 from svdjax.training.stage import Stage
 from svdjax.training.transfer import Init
 from svdjax.training.vae_stage import DecoderStage, VAEStage
@@ -35,6 +36,8 @@ class RunConfig:
         distributed: this is one of several processes, one per host (see `processes.start`).
         mesh: how the devices are divided.
         export_dtype: type of the weights in the final ``model.safetensors``.
+        log: where metrics go besides the run's directory.
+        profile: first and last step of a trace that the profiler writes of each stage, e.g. 10 12.
         model: sizes of the networks. data: the clips.
         vae, decoder, unet: the stages, in the order in which they run; None leaves one out.
     """
@@ -47,6 +50,8 @@ class RunConfig:
     distributed: bool = False
     mesh: MeshConfig = field(default_factory=MeshConfig)
     export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    log: LogConfig = field(default_factory=LogConfig)
+    profile: tuple[int, int] | None = None
     model: SVDConfig
     data: DataConfig = field(default_factory=DataConfig)
     vae: VAEStage | None = None
@@ -61,6 +66,11 @@ class RunConfig:
         """
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
+        if self.profile is not None and not 2 <= self.profile[0] <= self.profile[1]:
+            raise UserError(
+                f"--profile {self.profile[0]} {self.profile[1]}: give the first and the last step to trace, "
+                "at least 2 (step 1 compiles)"
+            )
         if self.data.sampling.captions and self.model.text_encoder is None:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
         if self.unet is not None and self.unet.sample_every and self.model.task != "image_to_video":

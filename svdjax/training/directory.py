@@ -11,7 +11,11 @@ from svdjax.training.stage import INTERVALS
 
 # What may change when a run goes on: names of fields, wherever they are. All but the learning rate change nothing
 # that is trained, and a run that diverged is to go on with a lower rate.
-_FREE = {"out", "export_dtype", "in_memory", "keep", "rate", "mesh", "distributed", "offload", "accumulate", *INTERVALS}
+_FREE = {
+    *INTERVALS,
+    *("out", "export_dtype", "keep", "in_memory", "log", "profile", "rate"),
+    *("mesh", "distributed", "offload", "accumulate"),
+}
 
 
 def claim(config: RunConfig) -> None:

@@ -1,73 +1,157 @@
-"""What happens every n steps: metrics, validation, samples, checkpoints."""
+"""What happens besides the steps: the log and the status line, validation, samples, checkpoints, a profile."""
 
 import json
-import math
-import time
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 from rich.console import Console
+from rich.progress import Progress
 
-from svdjax.errors import UserError
+from svdjax.conversion.output import finished
+from svdjax.models.svd import SVDConfig
 from svdjax.progress import step_bar
 from svdjax.training.checkpoint import Checkpoints
+from svdjax.training.config import RunConfig
+from svdjax.training.flops import clip_shapes, peak_flops, stage_flops
 from svdjax.training.loop import Hook, Moment
-from svdjax.training.metrics import combined
-from svdjax.training.stage import Batch, Metrics, Stage
+from svdjax.training.metrics import MetricsLog, require_finite, summarise
+from svdjax.training.sinks import Printed, open_sinks
+from svdjax.training.stage import Batch, Stage
 from svdjax.training.step import Frozen, LossFn
 
 
+@dataclass(frozen=True)
+class Watch:
+    """The log of a stage, and the hooks of every step that keep log, status line and profile going."""
+
+    log: MetricsLog
+    hooks: tuple[Hook, ...]
+
+
 @contextmanager
-def progress_bar(stage: Stage, console: Console) -> Iterator[Hook]:
-    """While active: a bar at the bottom of the terminal, and the hook that moves it."""
-    with step_bar(console, transient=True) as bar:
-        task = bar.add_task(stage.name, total=stage.steps)
-        yield lambda moment: bar.update(task, completed=moment.step)
+def watching(
+    config: RunConfig,
+    stage: Stage,
+    console: Console,
+    *,
+    saved: Callable[[], int | None],
+    flops_per_clip: float | None = None,
+) -> Iterator[Watch]:
+    """While active, a stage is logged into its directory. One process writes; all of them profile.
 
-
-class MetricsLog:
-    """Prints metrics, one line per call, and appends them to a JSONL file."""
-
-    def __init__(self, path: Path, stage: Stage, console: Console) -> None:
-        self._path, self._stage, self._console = path, stage, console
-        self._last: tuple[int, float, float] | None = None
-
-    def __call__(self, moment: Moment) -> None:
-        """Log the training metrics of a step, with its speed and the share of time spent waiting for data."""
-        metrics = finite(moment, self._stage.name)
-        now = time.perf_counter()
-        if self._last:
-            step, then, waited = self._last
-            metrics["steps_per_second"] = (moment.step - step) / (now - then)
-            metrics["data_wait"] = (moment.waited - waited) / (now - then)
-        self._last = (moment.step, now, moment.waited)
-        self.write(moment.step, metrics)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one row."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
-        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self._console.print(
-            f"[bold]{self._stage.name}[/] {step}/{self._stage.steps}  {values}", highlight=False, soft_wrap=True
-        )
-
-
-def finite(moment: Moment, stage: str) -> dict[str, float]:
-    """The step's metrics as numbers.
+    Args:
+        config: the run's. stage: what is trained.
+        console: for the log's lines, and the status line below them.
+        saved: step of the newest checkpoint, None if there is none.
+        flops_per_clip: see :func:`clip_flops`.
 
     Raises:
-        UserError: the loss or the gradient is not finite.
+        UserError: a package for logging is missing.
     """
-    metrics = {name: float(value) for name, value in jax.device_get(moment.metrics).items()}
-    if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-        raise UserError(
-            f"stage {stage}, step {moment.step}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}: "
-            f"lower --{stage}.optim.rate, and run again to go on from the last checkpoint"
-        )
-    return metrics
+    directory = config.out / stage.name
+    directory.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        profiling = stack.enter_context(profile(config.profile, directory / "profile"))
+        if jax.process_index():
+            log = MetricsLog(stage, [])
+            yield Watch(log, (log, profiling))
+            return
+        _write_hardware(directory / "hardware.json")
+        bar = stack.enter_context(step_bar(console, transient=True))
+        status = StatusLine(bar, stage, saved)
+        written = open_sinks(config.log, directory, start=saved() or 0, config=json.loads(config.to_json()))
+        sinks = [*written, Printed(console, stage.name, stage.steps), status]
+        for sink in sinks:
+            stack.callback(sink.close)
+        log = MetricsLog(stage, sinks, flops_per_clip=flops_per_clip)
+        yield Watch(log, (status, log, profiling))
+
+
+def _write_hardware(path: Path) -> None:
+    device = jax.devices()[0]
+    hardware = {
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("jax", "jaxlib", "svdjax")},
+    }
+    with finished(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(hardware, indent=2))
+
+
+class StatusLine:
+    """The line at the bottom of the terminal: loss, speed, waiting for data, checkpoint, steps, time left."""
+
+    def __init__(self, bar: Progress, stage: Stage, saved: Callable[[], int | None]) -> None:
+        self._bar, self._name, self._saved = bar, stage.name, saved
+        self._task = bar.add_task(stage.name, total=stage.steps, completed=saved() or 0)
+
+    def __call__(self, moment: Moment) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=moment.step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Show a row of training; one of validation leaves the line as it is."""
+        if "loss" not in values:
+            return
+        parts = [self._name, f"loss {values['loss']:.4g}"]
+        if "steps_per_second" in values:
+            parts.append(f"{values['steps_per_second']:.3g} steps/s")
+            parts.append(f"data wait {values['data_wait']:.1%}")
+        saved = self._saved()
+        parts.append("not saved yet" if saved is None else f"saved at {saved}")
+        self._bar.update(self._task, description=" · ".join(parts))
+
+    def close(self) -> None:
+        """The bar closes itself."""
+
+
+def clip_flops(stage: Stage, config: SVDConfig, batch: Callable[[], Batch]) -> float | None:
+    """Model FLOPs of a training step per clip; None where they would be of no use, the device's peak being unknown.
+
+    Args:
+        stage: what is trained.
+        config: sizes of the networks.
+        batch: makes a training batch, of which only the shapes matter.
+    """
+    if peak_flops(jax.devices()[0].device_kind) is None:
+        return None
+    return stage_flops(stage, config, clip_shapes(batch())).model
+
+
+@contextmanager
+def profile(steps: tuple[int, int] | None, directory: Path) -> Iterator[Hook]:
+    """A hook that traces the steps from the first to the last given, for TensorBoard or Perfetto.
+
+    Args:
+        steps: the first, at least 2 (a hook runs after a step, and step 1 compiles), and the last; None for none.
+        directory: for the trace.
+    """
+    first, last = steps or (1, 0)
+    tracing = False
+
+    def hook(moment: Moment) -> None:
+        nonlocal tracing
+        if tracing and (moment.step >= last or moment.last):
+            jax.block_until_ready(moment.state)
+            jax.profiler.stop_trace()
+            tracing = False
+        elif not tracing and first - 1 <= moment.step < last and not moment.last:
+            jax.block_until_ready(moment.state)  # or the trace would begin with the steps before
+            jax.profiler.start_trace(directory)
+            tracing = True
+
+    try:
+        yield hook
+    finally:
+        if tracing:
+            jax.profiler.stop_trace()
 
 
 def save_checkpoint(
@@ -76,7 +160,7 @@ def save_checkpoint(
     """A hook that saves, unless the step's loss or gradient is not finite."""
 
     def hook(moment: Moment) -> None:
-        finite(moment, stage)
+        require_finite(moment.metrics, stage, moment.step)
         checkpoints.save(moment.state, position=position(moment.step), config=config)
 
     return hook
@@ -86,12 +170,11 @@ def validate(loss: LossFn, frozen: Frozen, batches: Sequence[Batch], log: Metric
     """A hook that logs the loss of the averaged weights on the same clips with the same noise every time."""
 
     def hook(moment: Moment) -> None:
-        rows: list[Metrics] = []
+        rows = []
         for index, batch in enumerate(batches):
             value, metrics = loss(moment.state.ema, frozen, batch, jax.random.key(index))
             rows.append({"loss": value, **metrics})
-        means = {f"val_{name}": value for name, value in combined(rows).items()}
-        log.write(moment.step, means)
+        log.write(moment.step, {f"val_{name}": value for name, value in summarise(rows).items()})
 
     return hook
 

@@ -6,6 +6,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from svdjax.conversion.output import finished
 from svdjax.data.video import write_video
 from svdjax.models.svd import SVD
 from svdjax.sampling.images import from_uint8, to_uint8
@@ -52,8 +53,8 @@ def write_grid(
     clips = rearrange(clips, "(rows columns) t h w c -> rows columns t h w c", columns=count)
     still = np.broadcast_to(to_uint8(images)[:, None, None], (len(images), 1, *clips.shape[2:]))
     video = rearrange(np.concatenate([still, clips], axis=1), "rows columns t h w c -> t (rows h) (columns w) c")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(video[-1]).save(path.with_suffix(".png"))
+    with finished(path.with_suffix(".png"), overwrite=True) as partial:
+        Image.fromarray(video[-1]).save(partial, format="png")
     write_video(path.with_suffix(".mp4"), video, model.config.defaults.fps)
     return [path.with_suffix(".png"), path.with_suffix(".mp4")]
 

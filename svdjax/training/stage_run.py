@@ -21,6 +21,7 @@ from svdjax.training.config import RunConfig
 from svdjax.training.data import Clips
 from svdjax.training.export import save_model
 from svdjax.training.loop import Hook, every, train
+from svdjax.training.metrics import MetricsLog
 from svdjax.training.model import Model
 from svdjax.training.optim import make_optimizer
 from svdjax.training.samples import grid_images, write_grid
@@ -67,7 +68,7 @@ class StageRun:
         self.shapes = jax.tree.map(_with_sharding, shapes, self.shardings)
         self.layout = BatchLayout(mesh, stage.batch)
         self.validation: Sequence[Batch] = [
-            place_whole(stage.prepare(model.config, batch), mesh)
+            place_whole(self._prepared(batch), mesh)
             for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
         ]
 
@@ -78,7 +79,13 @@ class StageRun:
         step = make_train_step(stage, self.model.shapes, self.optimizer, self.config.seed, self.shardings)
         with (
             Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
-            on.progress_bar(stage, self.console) as bar,
+            on.watching(
+                self.config,
+                stage,
+                self.console,
+                saved=lambda: checkpoints.latest,
+                flops_per_clip=on.clip_flops(stage, self.model.config, lambda: self._prepared(batches[0])),
+            ) as watch,
         ):
             state = self._state(checkpoints)
             state = train(
@@ -88,7 +95,7 @@ class StageRun:
                 train_step=on_mesh(self.mesh, step),
                 place=self._place,
                 steps=stage.steps,
-                hooks=[every(1, bar), *self._hooks(checkpoints)],
+                hooks=[*watch.hooks, *self._hooks(checkpoints, watch.log)],
                 stop=stop,
             )
             if int(state.step) < stage.steps:
@@ -108,15 +115,16 @@ class StageRun:
         return state
 
     def _place(self, batch: Batch) -> Batch:
-        return self.layout.place(self.stage.prepare(self.model.config, batch))
+        return self.layout.place(self._prepared(batch))
 
-    def _hooks(self, checkpoints: Checkpoints) -> list[Hook]:
+    def _prepared(self, batch: Batch) -> Batch:
+        return self.stage.prepare(self.model.config, batch)
+
+    def _hooks(self, checkpoints: Checkpoints, log: MetricsLog) -> list[Hook]:
         stage = self.stage
-        log = on.MetricsLog(self.directory / "metrics.jsonl", stage, self.console)
         loss = on_mesh(self.mesh, jax.jit(make_loss(stage, self.model.shapes)))
         save = on.save_checkpoint(checkpoints, self._position, self.config.to_json(), stage.name)
         return [
-            every(stage.log_every, log),
             every(stage.validate_every, on.validate(loss, self.frozen, self.validation, log)),
             every(stage.checkpoint_every, save),
             every(stage.sample_every, on.sample_grid(self._write_grid, self.directory / "samples")),

@@ -20,7 +20,7 @@ from svdjax.models.svd import SVD
 from svdjax.training import Stopped, run
 from svdjax.training.data import Clips
 from svdjax.training.directory import claim
-from svdjax.training.hooks import MetricsLog
+from svdjax.training.metrics import MetricsLog
 from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import MODEL, tiny_run
 from tests.weights import random_model
