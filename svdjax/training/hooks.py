@@ -77,7 +77,7 @@ def save_checkpoint(checkpoints: Checkpoints, data: grain.DatasetIterator, confi
 
     def hook(moment: Moment) -> None:
         finite(moment, stage)
-        checkpoints.save(moment.state, data, config)
+        checkpoints.save(moment.state, position={"iterator": data.get_state()}, config=config)
 
     return hook
 

@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 from rich.console import Console
 
 from svdjax.conversion.source import load_model
@@ -16,7 +14,7 @@ from svdjax.models.params import abstract, flat_params, initialise, load_flat, p
 from svdjax.models.svd import SVD
 from svdjax.sampling.images import from_uint8
 from svdjax.training import hooks as on
-from svdjax.training.checkpoint import Checkpoints
+from svdjax.training.checkpoint import Checkpoints, Keep
 from svdjax.training.config import RunConfig, load_config
 from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import claim
@@ -25,7 +23,7 @@ from svdjax.training.loop import Hook, every, stop_on_signals, train
 from svdjax.training.optim import make_optimizer
 from svdjax.training.samples import write_grid
 from svdjax.training.stage import Batch, Stage
-from svdjax.training.state import TrainState, new_state
+from svdjax.training.state import TrainState, abstract_state, new_state
 from svdjax.training.step import Frozen, make_train_step
 from svdjax.typing import Array
 
@@ -130,11 +128,12 @@ class StageRun:
         optimizer = make_optimizer(stage.optim, stage.steps)
         state = new_state(self.params, optimizer)
         with (
-            Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
+            Checkpoints(self.directory / "checkpoints", keep=Keep(last=stage.keep)) as checkpoints,
             on.progress_bar(stage, self.console) as bar,
         ):
             if checkpoints.latest is not None:
-                state = checkpoints.restore(state, data)
+                state, position = checkpoints.restore(abstract_state(state))
+                data.set_state(position["iterator"])
                 self.console.print(f"{stage.name}: resuming at step {checkpoints.latest}")
             state = train(
                 state,
@@ -146,12 +145,7 @@ class StageRun:
                 stop=stop,
             )
             if int(state.step) < stage.steps:
-                if not jnp.isfinite(optax.tree.norm(state.params)):
-                    raise UserError(
-                        f"stage {stage.name} stopped at step {int(state.step)} with weights that are not finite, "
-                        f"which are not saved: lower --{stage.name}.optim.rate, and run again"
-                    )
-                checkpoints.save(state, data, self.config.to_json())
+                checkpoints.save(state, position={"iterator": data.get_state()}, config=self.config.to_json())
                 return Stopped(stage.name, int(state.step))
         self._finish(state)
         return None

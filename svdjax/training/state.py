@@ -37,3 +37,8 @@ def new_state(params: dict[str, Array], optimizer: optax.GradientTransformation)
         return {path: jnp.array(value, value.dtype, copy=True) for path, value in params.items()}
 
     return TrainState(step=jnp.zeros((), jnp.int32), params=copy(), opt_state=optimizer.init(copy()), ema=copy())
+
+
+def abstract_state(state: TrainState) -> TrainState:
+    """Shapes, types and shardings in place of the arrays."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
