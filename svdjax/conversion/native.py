@@ -22,6 +22,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from svdjax.conversion.checkpoint import Checkpoint, check_params
+from svdjax.conversion.contents import CONTENTS, find_damage, write_contents
 from svdjax.conversion.output import finished
 from svdjax.conversion.safetensors_file import write_safetensors
 from svdjax.conversion.tensors import Progressed, Tensor
@@ -32,7 +33,7 @@ from svdjax.typing import Array
 
 FORMAT = "svdjax"
 EXTRAS = "extras."
-_WEIGHTS, _CONTENTS = "weights", "contents.json"
+_WEIGHTS = "weights"
 _CARRIED = re.compile(r"([a-z_]+/)?\w[\w.-]*")  # such texts are written later on: no path may lead elsewhere
 # Bytes at a time. Orbax holds about four times as much while it reads; many small calls cost it time.
 _WRITTEN_AT_ONCE, _READ_AT_ONCE = 256 * 2**20, 64 * 2**20
@@ -111,29 +112,8 @@ def write_native_folder(checkpoint: Checkpoint, folder: Path, progress: Progress
                 progress(sum(tensors[name].nbytes for name in names))
         ocp.partial.finalize(weights)
     (folder / "files.json").write_text(json.dumps(checkpoint.files), "utf-8")
-    (folder / _CONTENTS).write_text(json.dumps(_sizes(folder / _WEIGHTS)), "utf-8")
+    write_contents(folder / CONTENTS, folder / _WEIGHTS)
     (folder / "config.json").write_text(checkpoint.config.to_json(), "utf-8")
-
-
-def _sizes(weights: Path) -> dict[str, int]:
-    """Bytes of every file below a folder."""
-    files = (path for path in sorted(weights.rglob("*")) if path.is_file())
-    return {path.relative_to(weights).as_posix(): path.stat().st_size for path in files}
-
-
-def _check_contents(folder: Path) -> None:
-    """Orbax finds a lost or cut file only while it reads, and its other reads then complain in the background.
-
-    Raises:
-        UserError: names the first such file.
-    """
-    if not (folder / _CONTENTS).exists():
-        raise UserError(f"{folder}: its {_CONTENTS} is missing: copy it again, or convert the checkpoint again")
-    found = _sizes(folder / _WEIGHTS)
-    for name, size in json.loads((folder / _CONTENTS).read_text("utf-8")).items():
-        if found.get(name) != size:
-            state = "missing" if name not in found else f"{found[name]} bytes long instead of {size}"
-            raise UserError(f"{folder / _WEIGHTS / name}: {state}: the checkpoint is damaged; copy it again")
 
 
 def _context(*, partial_load: bool = False) -> Any:
@@ -167,7 +147,8 @@ def read_native_folder(folder: Path) -> Checkpoint:
         config = SVDConfig.from_json((folder / "config.json").read_text("utf-8"), where=f"{what}/config.json")
         text = (folder / "files.json").read_text("utf-8") if (folder / "files.json").exists() else "{}"
         files = _texts(text, f"{what}/files.json")
-        _check_contents(folder)
+        if damage := find_damage(folder / CONTENTS, folder / _WEIGHTS):
+            raise UserError(f"{damage}: the checkpoint is damaged; copy it again")
         weights = (folder / _WEIGHTS).absolute()
         tree = ocp.metadata(weights).metadata
         leaves = {group: dict(tree.get(group) or {}) for group in ("params", "extras")}

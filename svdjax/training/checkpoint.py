@@ -1,29 +1,111 @@
-"""Checkpoints: the training state, the position in the data and the resolved configuration, saved together."""
+"""Checkpoints: the training state, the position in the data and the resolved configuration, saved together.
+
+=================  ==========================================================================================
+``200/``           the checkpoint of step 200; it gets this name, at once, when all of it is written
+``state/``         the training state, by orbax: each process writes its shards
+``run.json``       step, position in the data, validation loss and configuration
+``contents.json``  the sizes of all files: a checkpoint is whole if they are as listed
+=================  ==========================================================================================
+"""
 
 import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-import grain
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from svdjax.conversion.contents import CONTENTS, find_damage, write_contents
 from svdjax.errors import UserError
 from svdjax.training.state import TrainState
+from svdjax.typing import Array, Bool, PyTree
+
+log = logging.getLogger(__name__)
+# What goes wrong in orbax is raised as well, and said here in one line; its log adds tracebacks of its threads.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+_RUN = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which checkpoints stay.
+
+    Attributes:
+        last: so many of the newest. every: besides, those of steps that are multiples of it, for ever; 0 for none.
+        best: besides, the one with the lowest validation loss.
+    """
+
+    last: int = 2
+    every: int = 0
+    best: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: one is too small.
+        """
+        for name, least in {"last": 1, "every": 0}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"keep.{name} {getattr(self, name)}: must be at least {least}")
+
+    def kept(self, losses: Mapping[int, float | None]) -> set[int]:
+        """The steps that stay, of whole checkpoints with these validation losses."""
+        kept = set(sorted(losses)[-self.last :]) | {step for step in losses if self.every and step % self.every == 0}
+        measured = {step: loss for step, loss in losses.items() if loss is not None}
+        return kept | {min(measured, key=lambda step: measured[step])} if self.best and measured else kept
 
 
 class Checkpoints:
-    """The checkpoints of one stage, in one directory; the newest ``keep`` stay.
+    """The checkpoints of one stage, in one directory that all processes see; a context manager.
 
-    Saving happens in the background; a checkpoint appears under its final name only when it is whole.
+    Saving happens in the background. With several processes, each calls every method, at the same step. A checkpoint
+    that is damaged is named in the log and passed over; it stays until a newer one is whole, or its step is saved anew.
     """
 
-    def __init__(self, directory: Path, *, keep: int) -> None:
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
-        )
+    def __init__(self, directory: Path, *, keep: Keep | None = None) -> None:
+        """Look at what is there.
+
+        Args:
+            directory: is made if need be. keep: which checkpoints stay; by default as ``Keep()`` says.
+
+        Raises:
+            UserError: the directory cannot be made or read.
+        """
+        self._directory, self._keep = directory.absolute(), keep or Keep()
+        self._run: dict[str, Any] = {}  # what is written into the checkpoint that is being saved
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # random-looking bits: zstd costs time and saves 10 %
+        # Called by the first process when all others have written, before the checkpoint gets its name.
+        context.async_options.post_finalization_callback = self._seal
+        with self._explained("cannot be used"):
+            self._checkpointer = ocp.training.Checkpointer(
+                self._directory, context=context, preservation_policy=self, cleanup_tmp_directories=True
+            )
+            self._losses = self._look()
+
+    def _look(self) -> dict[int, float | None]:
+        """Validation losses of the whole checkpoints, by step; names the others."""
+        losses: dict[int, float | None] = {}
+        for step in (found.step for found in self._checkpointer.checkpoints):
+            folder = self._directory / str(step)
+            if damage := find_damage(folder / CONTENTS, folder):
+                log.warning("%s: the checkpoint of step %d is damaged and passed over", damage, step)
+            else:
+                losses[step] = json.loads((folder / _RUN).read_text("utf-8"))["loss"]
+        # Another process may see the files later: the first one says which is the newest.
+        newest = int(multihost_utils.broadcast_one_to_all(np.int32(max(losses, default=-1))))
+        return {step: loss for step, loss in losses.items() if step <= newest}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -31,50 +113,133 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._checkpointer.close()
+        try:
+            self.wait()
+        except UserError as failed:
+            if error is None:
+                raise
+            log.warning("%s", failed)  # what ended the run is raised
+        finally:
+            self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
-        newest = self._checkpointer.latest
-        return None if newest is None else newest.step
+        """Step of the newest whole checkpoint, or None; one that is being saved counts once :meth:`wait` returns."""
+        return max((step for step in self._losses if step != self._run.get("step")), default=None)
 
-    def save(self, state: TrainState, *, position, config: str, loss=None) -> None:
+    def save(
+        self, state: TrainState, *, position: Mapping[str, Any], config: str, loss: float | None = None
+    ) -> None:
         """Start to save; a step that is already saved stays as it is.
 
         Args:
-            state: named by its step.
-            data: the iterator; its position when this is called is what is saved.
+            state: named by its step; it may be given away (donated) once this returns.
+            position: where the data goes on, the same in every process; what JSON can hold.
             config: the resolved configuration as JSON.
-        """
-        step = int(state.step)
-        if step != self.latest:
-            self._checkpointer.save_checkpointables_async(
-                step, {"state": state, "data": position}, force=True, custom_metadata=json.loads(config)
-            )
-
-    def restore(self, shapes):
-        """Read the newest checkpoint: returns its state, and sets ``data`` to its position.
-
-        Args:
-            state: a state of the same shapes, values unused.
-            data: the iterator to move.
+            loss: of the validation at this step, where there was one.
 
         Raises:
-            UserError: the checkpoint is damaged, or holds other parameters than this configuration.
+            UserError: the state has values that are not finite, or this or the last save failed (a full disk).
         """
-        try:
-            loaded = self._checkpointer.load_checkpointables(self.latest, {"state": shapes, "data": {"next_batch": 0, "clips": 0}})
-        except jax.errors.JaxRuntimeError:  # of the device, e.g. out of memory
-            raise
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+        self.wait()
+        step = int(state.step)
+        if step in self._losses:
+            return
+        if not all_finite(state):
             raise UserError(
-                f"{self._checkpointer.directory}/{self.latest}: this checkpoint is damaged or of another "
-                f"configuration ({reason}): remove it to go on from the one before, or choose another --out"
-            ) from error
-        return loaded["state"], loaded["data"]
+                f"step {step}: the training state has values that are not finite and is not saved: lower the "
+                f"learning rate, and run again to go on from {self._newest()}"
+            )
+        measured = loss if loss is not None and math.isfinite(loss) else None
+        self._run = {"step": step, "position": dict(position), "loss": measured, "config": json.loads(config)}
+        self._losses[step] = measured
+        with self._saving():
+            self._checkpointer.save_checkpointables_async(step, {"state": state}, force=True, overwrite=True)
+
+    def _seal(self) -> None:
+        step = self._run["step"]
+        folder = next(self._directory.glob(f"{step}.*"), self._directory / str(step))  # not yet renamed
+        (folder / _RUN).write_text(json.dumps(self._run, indent=2), "utf-8")
+        write_contents(folder / CONTENTS, folder)
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: ocp.training.preservation_policies.PreservationContext
+    ) -> list[bool]:
+        """Orbax asks this when it starts to save, and removes the others when it has saved."""
+        kept = self._keep.kept(self._losses)
+        newest_whole = self.latest
+        return [
+            found.step in kept
+            or (found.step not in self._losses and (newest_whole is None or found.step > newest_whole))
+            for found in checkpoints
+        ]
+
+    def restore(self, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Read the newest whole checkpoint.
+
+        Args:
+            shapes: a ``jax.ShapeDtypeStruct`` with a sharding for every array; mesh and number of processes may be
+                others than those that saved.
+
+        Returns:
+            The state, and the position in the data that was saved with it.
+
+        Raises:
+            UserError: there is none, it is damaged, or it holds other parameters than ``shapes``.
+        """
+        self.wait()
+        step = self.latest
+        if step is None:
+            raise UserError(f"{self._directory}: holds no whole checkpoint")
+        with self._explained("is damaged or of another configuration", step, "remove it, or choose another --out"):
+            state = self._checkpointer.load_checkpointables(step, {"state": shapes})["state"]
+            return state, json.loads((self._directory / str(step) / _RUN).read_text("utf-8"))["position"]
 
     def wait(self) -> None:
-        """Wait until the last save is on disk."""
-        self._checkpointer.wait()
+        """Wait until the last save is on disk.
+
+        Raises:
+            UserError: it failed; the older checkpoints are as they were.
+        """
+        with self._saving():
+            self._checkpointer.wait()
+        self._run = {}
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            with self._explained(
+                "cannot be saved", self._run.get("step"), f"make room, and run again to go on from {self._newest()}"
+            ):
+                yield
+        except BaseException:
+            self._losses.pop(self._run.get("step"), None)
+            self._run = {}
+            raise
+
+    def _newest(self) -> str:
+        return "the start" if self.latest is None else f"step {self.latest}"
+
+    @contextmanager
+    def _explained(self, what: str, step: int | None = None, remedy: str = "choose another place") -> Iterator[None]:
+        """Turn errors of files into one line; orbax and tensorstore raise many kinds."""
+        try:
+            yield
+        except (jax.errors.JaxRuntimeError, UserError):  # the former of the device, e.g. out of memory
+            raise
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            path = self._directory if step is None else self._directory / str(step)
+            raise UserError(f"{path}: {what} ({_reason(error)}): {remedy}") from error
+
+
+def _reason(error: Exception) -> str:
+    """In a few words: tensorstore says every call and path on the way to "No space left on device"."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return first.rsplit(": ", 1)[-1].split(" [os_error_code")[0] if "os_error_code" in first else first
+
+
+@jax.jit
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether no floating-point array of the tree has an infinite or undefined value."""
+    floating = (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floating]))

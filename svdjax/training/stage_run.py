@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding
 from rich.console import Console
 
@@ -78,7 +77,7 @@ class StageRun:
         batches = stage.batches(self.model.module, self.clips, seed=self.config.seed, rows=self.layout.rows)
         step = make_train_step(stage, self.model.shapes, self.optimizer, self.config.seed, self.shardings)
         with (
-            Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
+            Checkpoints(self.directory / "checkpoints", keep=stage.keep_policy) as checkpoints,
             on.watching(
                 self.config,
                 stage,
@@ -143,11 +142,6 @@ class StageRun:
 
     def _save_stopped(self, checkpoints: Checkpoints, state: TrainState) -> None:
         step = int(state.step)
-        if not jnp.isfinite(optax.tree.norm(state.params)):
-            raise UserError(
-                f"stage {self.stage.name} stopped at step {step} with weights that are not finite, "
-                f"which are not saved: lower --{self.stage.name}.optim.rate, and run again"
-            )
         checkpoints.save(state, position=self._position(step), config=self.config.to_json())
 
     def _averaged(self, ema: Mapping[str, Array]) -> Model:
