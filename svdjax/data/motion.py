@@ -17,6 +17,7 @@ from svdjax.errors import UserError, require
 from svdjax.typing import Float, UInt8, ndarray
 
 DEFAULT_BUCKET = 127
+MEASURE = "Farneback, 2 fps, % of short side"  # what `motion_score` gives; data sets say it with their scores
 SCORE_FPS = 2.0  # the paper measures flow at 2 frames per second (section 5.1)
 _WORKING_SIDE = 128
 # OpenCV adds 1e-3 to a determinant that grows with the fourth power of the contrast: on smooth or enlarged
@@ -46,6 +47,20 @@ class MotionBuckets:
         if not len(scores):
             raise UserError("no motion scores to make buckets from: the data set is empty")
         return cls(thresholds=tuple(np.quantile(np.asarray(scores, float), np.arange(1, 255) / 255).tolist()))
+
+    @classmethod
+    def union(cls, maps: Sequence["MotionBuckets"], weights: Sequence[float]) -> "MotionBuckets":
+        """The map of several data sets together, clips of each drawn with its weight, from their maps alone.
+
+        A threshold of the union is the lowest of all thresholds below which the data sets have the right share of
+        their clips, on weighted average; so it is off by at most 1/255 of them.
+        """
+        values = np.sort(np.concatenate([each.thresholds for each in maps]))
+        below = sum(
+            weight / sum(weights) * np.searchsorted(each.thresholds, values, side="right")
+            for each, weight in zip(maps, weights, strict=True)
+        )
+        return cls(thresholds=tuple(values[np.searchsorted(below, np.arange(1, 255) - 1e-6)].tolist()))
 
     def bucket(self, score: float) -> int:
         """Bucket 1..255 of a score: 1 + the number of thresholds below it. Equal scores share the lowest."""

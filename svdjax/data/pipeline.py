@@ -1,8 +1,7 @@
-"""From a source of clips to training batches, with grain: deterministic, resumable, one slice per host.
+"""From a source of clips to training batches: index based, so that a position in the data is one integer.
 
-source -> shuffle(seed) -> slice by host -> repeat -> random clip (start, frame rate, flip) -> batch.
-The iterator's state (``get_state`` / ``set_state``) is one integer, and everything random is a function of
-(seed, position): a resumed run sees exactly the batches that the uninterrupted one would have seen.
+Element i of the dataset is batch i of the run, a function of (seed, i) alone: a run resumes by starting at its step,
+and every host computes its own rows of the same global batches, whatever the number of hosts and workers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +12,24 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 import grain
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
-from svdjax.data.decoding import decode, sample_times
+from svdjax.data.drawing import Group, Order
+from svdjax.data.measuring import BadClips
 from svdjax.data.motion import MotionBuckets
 from svdjax.data.records import ClipRecord
-from svdjax.data.sources import BadClips, ClipSource, InMemory
+from svdjax.data.sampling import ClipSampling, cut_clip
+from svdjax.data.sources import ClipSource, InMemory, Mixture
 from svdjax.errors import UserError
-from svdjax.typing import Array, Float, UInt8, ndarray
+from svdjax.typing import Array, Float, UInt8
 
 Item = Mapping[str, Any]
+Batch = dict[str, Any]
+Cut = Callable[[Any, np.random.Generator], Item]
+
+_ROW = 2  # what these random numbers are for; see `drawing`
+_ATTEMPTS = 100
+_STEPS = 2**40  # more than any run makes
 
 
 @runtime_checkable
@@ -33,64 +41,39 @@ class Source(Protocol):
     def __getitem__(self, index: SupportsIndex) -> Any: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClipSampling:
-    """What is cut out of a video.
-
-    Attributes:
-        frames: frames per clip.
-        fps: lowest and highest frame rate; drawn uniformly from the part of it that the video can give.
-        size: (height, width) after resizing and centre-cropping.
-        flip: mirror half of the clips left to right. Captions that name a side then lie.
-        captions: whether clips carry ``caption``.
-    """
-
-    frames: int = 8
-    fps: tuple[float, float] = (7.0, 7.0)
-    size: tuple[int, int] = (64, 64)
-    flip: bool = False
-    captions: bool = False
-
-    def __post_init__(self) -> None:
-        if self.frames < 1 or min(self.size) < 1 or not 0 < self.fps[0] <= self.fps[1]:
-            raise UserError(
-                f"no clip can have {self.frames} frames of {self.size} at {self.fps} fps: use positive values"
-            )
-        if self.captions and self.flip:
-            raise UserError("mirrored clips contradict captions that name a side: turn off flip or captions")
-
-
 def clip_batches(
     source: ClipSource,
     sampling: ClipSampling,
     *,
     batch_size: int,
     seed: int,
+    rows: Sequence[int] | None = None,
     in_memory: bool = False,
     max_bad: float = 0.1,
-    **options: Any,
-) -> grain.IterDataset:
+) -> grain.MapDataset:
     """Batches of ``{"video": uint8 [b t h w 3], "fps": float32 [b], "motion_bucket": float32 [b]}``.
 
-    ``fps`` is the true frame rate of each clip, ``motion_bucket`` is 1..255 on the source's map; with
-    ``sampling.captions`` also ``caption``, a list of b strings, "" where a clip has none. Videos that cannot be
-    decoded or are too short are skipped, and logged by name.
+    ``fps`` is the true frame rate of each clip, ``motion_bucket`` is 1..255 on the source's map. With
+    ``sampling.captions`` also ``caption``, a list of b strings, "" where a clip has none. ``replaced``, int32 [b],
+    counts the videos that could not be used for a row: one that cannot be decoded or is too short is logged by
+    name, and another one takes its place.
 
     Args:
         in_memory: decode every video once and keep its frames (see `sources.InMemory`).
-        max_bad: share of the videos that may turn out bad before the run stops.
-        options: ``host``, ``hosts``, ``epochs``, ``threads`` of `batches`.
+        max_bad: share of the videos that may turn out bad before the run stops; every process counts what it reads.
+        batch_size, seed, rows: of `batches`.
 
     Raises:
-        UserError: too few clips (see `batches`); while iterating: too many bad videos.
+        UserError: too many bad videos, when a batch is read.
     """
     return batches(
-        InMemory(source, sampling.size) if in_memory else source,
+        InMemory(source, sampling) if in_memory else source,
         batch_size=batch_size,
         seed=seed,
+        rows=rows,
         cut=partial(_item, sampling, source.buckets),
         bad=BadClips(max_share=max_bad, what="clips"),
-        **options,
+        groups=_groups(source, sampling),
     )
 
 
@@ -99,45 +82,62 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    cut: Callable[[Any, np.random.Generator], Item] | None = None,
+    rows: Sequence[int] | None = None,
+    cut: Cut | None = None,
     bad: BadClips | None = None,
-    host: int = 0,
-    hosts: int = 1,
-    epochs: int | None = None,
-    threads: int = 2,
-) -> grain.IterDataset:
-    """Shuffled batches of any source; ``iter(...)`` gives the iterator with ``get_state`` and ``set_state``.
+    groups: Sequence[Group] | None = None,
+) -> grain.MapDataset:
+    """The batches of a run from any source: element i is batch i, without end, a function of (seed, i) alone.
 
     Args:
-        batch_size: items per batch on this host.
+        batch_size: items per global batch.
+        seed: of the order and of the cuts. Row r of batch i has random numbers f(seed, i * batch_size + r).
+        rows: the rows of each batch to make, in this order; None for all. A host asks for its own.
         cut: makes an item of a source's element, with random numbers of its own.
-        bad: takes note of elements that raise UserError, which are then left out; None lets the error through.
-        host, hosts: this host's number and how many there are; each epoch's elements are dealt out among them.
-        epochs: None for ever, and then a few long videos fill a batch of many clips. Else the last, smaller batch
-            is dropped.
-        threads: elements read side by side.
+        bad: takes note of elements that raise UserError, for which others are then drawn, each row counting them
+            in ``replaced``; None lets the error through.
+        groups: what is drawn together and how often; None draws all elements alike.
 
     Raises:
-        UserError: fewer elements than hosts, or in a finite run than a batch holds on some host.
+        UserError: the source is empty, or ``rows`` lie outside the batch.
     """
-    least = 1 if epochs is None else batch_size
-    if len(source) // hosts < least:
-        raise UserError(
-            f"{len(source)} clips on {hosts} host(s) do not fill a batch of {batch_size}: use a smaller batch"
-        )
-    return (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .slice(slice(host, None, hosts))
-        .repeat(epochs)
-        .random_map(_Pick(source, cut, bad))
-        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * batch_size))
-        .batch(batch_size, drop_remainder=True, batch_fn=to_batch)
+    if not len(source):
+        raise UserError("no clips to make batches of: the data set is empty")
+    rows = tuple(range(batch_size) if rows is None else rows)
+    if not rows or min(rows) < 0 or max(rows) >= batch_size:
+        raise UserError(f"a batch of {batch_size} has no rows {rows}: give numbers from 0 to {batch_size - 1}")
+    everything = Group(shape=(), indices=np.arange(len(source)), weight=1.0)
+    make = _MakeBatch(
+        source=source,
+        order=Order(groups or [everything], seed),
+        seed=seed,
+        batch_size=batch_size,
+        rows=rows,
+        cut=cut,
+        bad=bad,
     )
+    return grain.MapDataset.range(_STEPS).map(make)
 
 
-def to_batch(items: Sequence[Item]) -> dict[str, Any]:
+def stream(dataset: grain.MapDataset, *, start: int = 0, threads: int = 2, workers: int = 0) -> Iterator[Batch]:
+    """Read batches ahead, in order.
+
+    Args:
+        dataset: of `batches` or `clip_batches`.
+        start: number of the first batch.
+        threads: batches made side by side in each process; 0 makes each one when it is asked for. Twice as many
+            wait ready.
+        workers: processes to make them in; 0 is this one. Each holds its own copy of the source.
+    """
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    data = dataset.slice(slice(start, None)).to_iter_dataset(options)
+    if workers:
+        flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes
+        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(data)
+
+
+def to_batch(items: Sequence[Item]) -> Batch:
     """A batch of items with equal keys: arrays and numbers stacked, strings as a list."""
     columns = {key: [item[key] for item in items] for key in items[0]}
     return {key: values if isinstance(values[0], str) else np.stack(values) for key, values in columns.items()}
@@ -161,73 +161,86 @@ def fixed_clips(
     Raises:
         UserError: too many bad videos.
     """
-    cut = partial(_item, sampling, buckets or source.buckets)
-    pick = _Pick(source, cut, BadClips(max_share=max_bad, what="clips"))
-    items = (pick(index, np.random.default_rng((seed, index))) for index in range(len(source)))
-    return (item for item in items if item is not None)
+    bad = BadClips(max_share=max_bad, what="clips")
+    for index in range(len(source)):
+        try:
+            yield fixed_clip(source, sampling, index, buckets=buckets, seed=seed)
+        except UserError as error:
+            bad.skip(index, error)
+            bad.judge(len(source))
 
 
-@dataclass(frozen=True)
-class _Pick:
-    """Index -> item, or None for an element that gives none."""
+def fixed_clip(
+    source: ClipSource,
+    sampling: ClipSampling,
+    index: int,
+    *,
+    buckets: MotionBuckets | None = None,
+    seed: int = 0,
+) -> Item:
+    """The clip of one video in `fixed_clips`.
+
+    Raises:
+        UserError: the video cannot be used.
+    """
+    return _item(sampling, buckets or source.buckets, source[index], np.random.default_rng((seed, index)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MakeBatch:
+    """Number of a batch -> batch."""
 
     source: Source
-    cut: Callable[[Any, np.random.Generator], Item] | None
+    order: Order
+    seed: int
+    batch_size: int
+    rows: tuple[int, ...]
+    cut: Cut | None
     bad: BadClips | None
 
-    def __call__(self, index: int, rng: np.random.Generator) -> Item | None:
-        try:
-            element = self.source[index]
-            return self.cut(element, rng) if self.cut else element
-        except UserError as error:
-            if self.bad is None:
-                raise
-            self.bad.skip(index, error)
-            self.bad.judge(len(self.source))
-            return None
+    def __call__(self, step: int) -> Batch:
+        order = self.order.of_batch(step)
+        return to_batch([self._row(order, step * self.batch_size + row) for row in self.rows])
+
+    def _row(self, order: grain.MapDataset, position: int) -> Item:
+        for attempt in range(_ATTEMPTS):
+            rng = np.random.default_rng((self.seed, _ROW, position, attempt))
+            index = order[int(rng.integers(_STEPS)) if attempt else position]
+            try:
+                element = self.source[index]
+                item = self.cut(element, rng) if self.cut else element
+            except UserError as error:
+                if self.bad is None:
+                    raise
+                self.bad.skip(index, error)
+                self.bad.judge(len(self.source))
+            else:
+                return item if self.bad is None else {**item, "replaced": np.int32(attempt)}
+        raise UserError(f"{_ATTEMPTS} clips in a row cannot be used: see the log for their names, and mend them")
+
+
+def _groups(source: ClipSource, sampling: ClipSampling) -> list[Group]:
+    """The clips of each shape and part of a mixture; a shape comes as often as its clips are drawn."""
+    mixed = isinstance(source, Mixture)
+    parts, weights = (source.parts, source.weights) if mixed else ([np.arange(len(source))], (1.0,))
+    shape_of = sampling.nearest(source.geometry()) if sampling.buckets else np.zeros(len(source), int)
+    return [
+        Group(shape=sampling.shapes[shape], indices=alike, weight=weight * len(alike) / len(part))
+        for part, weight in zip(parts, weights, strict=True)
+        for shape in np.unique(shape_of[part])
+        for alike in [part[shape_of[part] == shape]]
+    ]
 
 
 def _item(sampling: ClipSampling, buckets: MotionBuckets, record: ClipRecord, rng: np.random.Generator) -> Item:
     video, fps = cut_clip(record, sampling, rng)
     bucket = buckets.bucket(record.annotations["motion_score"])
     item = {"video": video, "fps": np.float32(fps), "motion_bucket": np.float32(bucket)}
-    return item | ({"caption": record.annotations.get("caption", "")} if sampling.captions else {})
-
-
-def cut_clip(
-    record: ClipRecord, sampling: ClipSampling, rng: np.random.Generator
-) -> tuple[UInt8[ndarray, "t h w 3"], float]:
-    """A random clip of a video, and its frame rate.
-
-    Raises:
-        UserError: the video cannot be read, or is too short or too slow for the frames and rates asked for.
-    """
-    notes = record.annotations
-    name, native = notes["name"], notes["fps"]
-    last = notes["seconds"] - 1 / native
-    steps = sampling.frames - 1
-    # Rates at which the clip fits in and no frame is shown twice; the thousandth forgives rounded time stamps.
-    lowest, highest = sampling.fps[0], min(sampling.fps[1], 1.001 * native)
-    if steps:
-        lowest = max(lowest, 0.999 * steps / last if last > 0 else np.inf)
-    if lowest > highest:
-        raise UserError(
-            f"{name} is too short or slow ({last:.2f} s at {native:.4g} fps) for {sampling.frames} frames "
-            f"at {sampling.fps[0]:g} to {sampling.fps[1]:g} fps: replace it or ask for fewer frames"
-        )
-    fps = float(rng.uniform(lowest, highest))
-    start = float(rng.uniform(0, max(0.0, last - steps / fps)))
-    frames = decode(record.video, sample_times(start, fps, sampling.frames), size=sampling.size, name=name)
-    return (frames[:, :, ::-1] if sampling.flip and rng.random() < 0.5 else frames), fps
+    if sampling.captions:
+        item["caption"] = record.annotations.get("caption", "")
+    return item
 
 
 def to_unit(video: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Pixels 0..255 as float32 in [-1, 1], on the device: batches travel there as bytes."""
     return video.astype(jnp.float32) / 127.5 - 1.0
-
-
-def stream(dataset, *, start=0, threads=2, workers=0):
-    iterator = iter(dataset)
-    for _ in range(start):
-        next(iterator)
-    return iterator

@@ -6,10 +6,12 @@ annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Anno
 
 ``dataset.json`` holds ``format``, ``clips``, ``bytes``, ``shards`` (file name -> clips in it), ``motion_measure``
 (the words that say what the scores are) and ``motion_thresholds`` (see `motion.MotionBuckets`); for the built-in
-world also ``sprites``, the settings that it was drawn with.
+world also ``sprites``, the settings that it was drawn with. ``geometry.npy`` [clips, 4] holds the fps, seconds, height
+and width of each clip in the order in which the shards are read, where the annotations of all clips have them.
 """
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Iterable, Mapping
@@ -18,15 +20,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from svdjax.data.decoding import Frames, Video
-from svdjax.data.motion import MotionBuckets
+from svdjax.data.motion import MEASURE, MotionBuckets
 from svdjax.data.sprites import World, draw_clips
 from svdjax.data.video import encode_lossless
 from svdjax.errors import UserError
 
+# What is known of every clip without reading it, in this order in ``geometry.npy``.
+GEOMETRY = ("fps", "seconds", "height", "width")
 FORMAT = "svdjax-clips-1"
+GEOMETRY_FILE = "geometry.npy"
 _MAGIC = b"SVC1"
 
 
@@ -64,7 +70,7 @@ def write_shards(
     directory: Path,
     *,
     shards: int = 4,
-    motion_measure: str = "Farneback, 2 fps, % of short side",
+    motion_measure: str = MEASURE,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write clips, dealt out to the shards in turn, and ``dataset.json``; the directory appears at the end.
@@ -95,6 +101,7 @@ def write_shards(
 def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dict[str, Any]:
     names = [f"clips-{i:05d}-of-{shards:05d}.array_record" for i in range(shards)]
     counts, scores, size = dict.fromkeys(names, 0), [], 0
+    geometry: list[list[list[float]]] = [[] for _ in names]
     with ExitStack() as stack:
         writers = {name: ArrayRecordWriter(str(directory / name), "group_size:1") for name in names}
         for writer in writers.values():
@@ -106,6 +113,10 @@ def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dic
             counts[name] += 1
             size += len(data)
             scores.append(float(clip.annotations["motion_score"]))
+            geometry[number % shards].append([clip.annotations.get(name, math.nan) for name in GEOMETRY])
+    in_order = np.array(sum(geometry, []), float)
+    if np.isfinite(in_order).all():
+        np.save(directory / GEOMETRY_FILE, in_order)
     thresholds = MotionBuckets.fit(scores).thresholds
     return {
         "format": FORMAT,
@@ -125,6 +136,8 @@ def write_sprites(world: World, directory: Path, *, seed: int, count: int, shard
                 "name": f"sprites-{seed}-{index}",
                 "fps": clip.fps,
                 "seconds": len(clip.frames) / clip.fps,
+                "height": clip.frames.shape[1],
+                "width": clip.frames.shape[2],
                 "motion_score": clip.truth.motion,
                 **clip.truth.annotations(),
             },

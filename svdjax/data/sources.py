@@ -1,44 +1,47 @@
-"""Where clips come from: a directory of ArrayRecord shards, or a folder of video files.
+"""Where clips come from: a directory of ArrayRecord shards, a folder of video files, or several sources mixed.
 
-A source is a sequence of `ClipRecord` with `motion.MotionBuckets`; both kinds, and `InMemory` around either, feed
-the same pipeline. `open_source` chooses by what is in the directory.
+A source is a sequence of `ClipRecord` with `motion.MotionBuckets`; all kinds, and `InMemory` around any, feed the
+same pipeline. `opening.open_source` chooses by what is in the directory.
 """
 
 import json
-import logging
-import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import grain
+import numpy as np
 
-from svdjax.data.decoding import SUFFIXES, decode_all, probe
-from svdjax.data.motion import MotionBuckets, motion_score
-from svdjax.data.records import FORMAT, ClipRecord, unpack
+from svdjax.data.decoding import SUFFIXES, Video, decode_all, probe
+from svdjax.data.measuring import Measurable, measure_all
+from svdjax.data.motion import MEASURE, MotionBuckets, motion_score
+from svdjax.data.records import FORMAT, GEOMETRY, GEOMETRY_FILE, ClipRecord, unpack
+from svdjax.data.sampling import ClipSampling
 from svdjax.errors import UserError, require
+from svdjax.typing import Float, Int, ndarray
 
-log = logging.getLogger(__name__)
 ANNOTATIONS = "svdjax-annotations.json"
 
 
 @runtime_checkable
 class ClipSource(Protocol):
-    """Random access to clips."""
+    """Random access to clips.
+
+    Attributes:
+        buckets: the map from the clips' motion scores to motion buckets.
+        motion_measure: the words that say what the scores are.
+    """
 
     buckets: MotionBuckets
+    motion_measure: str
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: SupportsIndex) -> ClipRecord: ...
 
-
-def open_source(directory: Path) -> ClipSource:
-    """The clips in a directory: shards where there is a ``dataset.json``, else video files.
-
-    Raises:
-        UserError: no such directory, or no clips in it.
-    """
-    return ShardSource(directory) if (directory / "dataset.json").exists() else FolderSource(directory)
+    def geometry(self) -> Float[ndarray, "n 4"]:
+        """Frames per second, seconds, height and width of each clip, without reading the clips."""
+        ...
 
 
 class ShardSource:
@@ -61,6 +64,7 @@ class ShardSource:
         if missing := [shard.name for shard in shards if not shard.is_file()]:
             raise UserError(f"{directory} lacks {', '.join(missing)}: copy the data set again")
         self.buckets = MotionBuckets(thresholds=tuple(index["motion_thresholds"]))
+        self.motion_measure = str(index["motion_measure"])
         self._directory = directory
         try:
             self._records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
@@ -84,14 +88,30 @@ class ShardSource:
                 f"clip {index} of {self._directory} is damaged ({error}): copy the data set again"
             ) from None
 
+    def geometry(self) -> Float[ndarray, "n 4"]:
+        """
+        Raises:
+            UserError: the clips were written without their sizes.
+        """
+        try:
+            return np.load(self._directory / GEOMETRY_FILE)
+        except (OSError, ValueError):
+            raise UserError(
+                f"{self._directory} holds no {GEOMETRY_FILE}, by which clips are sorted into buckets: write the data "
+                "set again, with the height and width of every clip"
+            ) from None
+
 
 class FolderSource:
     """The video files in a folder and its subfolders, in order of their names.
 
     Each file is measured once (length, frame rate, Farneback motion score); the results are kept in
     ``svdjax-annotations.json`` in the folder where that can be written, and used again while a file's size and time
-    of change stay the same. ``clip.txt`` beside ``clip.mp4`` holds its caption.
+    of change stay the same. The motion buckets are made from the files that are there the first time, kept in the
+    same file, and stay when files are added. ``clip.txt`` beside ``clip.mp4`` holds its caption.
     """
+
+    motion_measure = MEASURE
 
     def __init__(self, directory: Path, *, max_bad: float = 0.1) -> None:
         """
@@ -104,23 +124,19 @@ class FolderSource:
         files = sorted(p for p in _listing(directory) if p.suffix.lower() in SUFFIXES)
         if not files:
             raise UserError(f"{directory} holds no videos ({' '.join(SUFFIXES)}): give another folder")
-        cache = _read_cache(directory)
-        if not cache:
+        cache = directory / ANNOTATIONS
+        if not cache.exists():
             require("cv2", "measure")  # or every file would seem to be bad
-        bad = BadClips(max_share=max_bad, what=f"files in {directory}")
-        measured: dict[str, dict[str, Any]] = {}
-        for file in files:
-            key = file.relative_to(directory).as_posix()
-            try:
-                measured[key] = _measure(file, key, cache.get(key))
-            except UserError as error:
-                bad.skip(key, error)
-        bad.judge(len(files))
-        _write_cache(directory, measured)
-        self.buckets = MotionBuckets.fit([entry["motion_score"] for entry in measured.values()])
+        found = measure_all(
+            [_measurable(file, file.relative_to(directory).as_posix()) for file in files],
+            cache,
+            what=f"files in {directory}",
+            max_bad=max_bad,
+        )
+        self.buckets = found.buckets
         self._records = [
             ClipRecord(video=directory / key, annotations=entry | _caption(directory / key))
-            for key, entry in measured.items()
+            for key, entry in found.annotations.items()
         ]
 
     def __len__(self) -> int:
@@ -128,6 +144,54 @@ class FolderSource:
 
     def __getitem__(self, index: SupportsIndex) -> ClipRecord:
         return self._records[index]
+
+    def geometry(self) -> Float[ndarray, "n 4"]:
+        return geometry_of([record.annotations for record in self._records])
+
+
+class Mixture:
+    """Several sources as one, from which clips are drawn in the proportions of the sources' weights.
+
+    All clips are on one map of motion buckets, fitted to the union of the sources as it is drawn: a bucket means
+    the same motion in every source. So their scores must be of the same kind.
+    """
+
+    def __init__(self, sources: Sequence[ClipSource], weights: Sequence[float]) -> None:
+        """
+        Raises:
+            UserError: not one positive weight for each source, or the motion scores are of different kinds.
+        """
+        if len(weights) != len(sources) or not all(0 < weight < np.inf for weight in weights):
+            raise UserError(
+                f"{len(sources)} sources are mixed with the weights {', '.join(f'{w:g}' for w in weights) or 'none'}: "
+                "give one positive weight for each source"
+            )
+        measures = sorted({source.motion_measure for source in sources})
+        if len(measures) > 1:
+            raise UserError(
+                f"the sources' motion scores are of different kinds ({'; '.join(measures)}): mix sources of one kind"
+            )
+        self.motion_measure = measures[0]
+        self.weights = tuple(weights)
+        self.buckets = MotionBuckets.union([source.buckets for source in sources], weights)
+        self._sources = tuple(sources)
+        self._starts = np.cumsum([0, *map(len, sources)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: SupportsIndex) -> ClipRecord:
+        index = range(len(self))[index]
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._sources[part][index - int(self._starts[part])]
+
+    def geometry(self) -> Float[ndarray, "n 4"]:
+        return np.concatenate([source.geometry() for source in self._sources])
+
+    @property
+    def parts(self) -> list[Int[ndarray, "n"]]:
+        """The places of each source's clips."""
+        return [np.arange(*ends) for ends in zip(self._starts[:-1], self._starts[1:], strict=True)]
 
 
 class InMemory:
@@ -137,9 +201,13 @@ class InMemory:
     hold its own copy; threads share one.
     """
 
-    def __init__(self, source: ClipSource, size: tuple[int, int]) -> None:
-        self.buckets = source.buckets
-        self._source, self._size = source, size
+    def __init__(self, source: ClipSource, sampling: ClipSampling) -> None:
+        """
+        Args:
+            sampling: says which size each clip has.
+        """
+        self.buckets, self.motion_measure = source.buckets, source.motion_measure
+        self._source, self._sampling = source, sampling
         self._kept: dict[int, ClipRecord] = {}
 
     def __len__(self) -> int:
@@ -149,37 +217,18 @@ class InMemory:
         key = index.__index__()
         if key not in self._kept:
             record = self._source[key]
-            frames = decode_all(record.video, size=self._size, name=record.annotations["name"])
+            _, *size = self._sampling.shape_of(record.annotations)
+            frames = decode_all(record.video, size=(size[0], size[1]), name=record.annotations["name"])
             self._kept[key] = ClipRecord(video=frames, annotations=record.annotations)
         return self._kept[key]
 
+    def geometry(self) -> Float[ndarray, "n 4"]:
+        return self._source.geometry()
 
-class BadClips:
-    """Counts and logs clips that cannot be used, and gives up when they are too many."""
 
-    def __init__(self, *, max_share: float, what: str) -> None:
-        self.keys: set[int | str] = set()
-        self._max_share, self._what = max_share, what
-        self._lock = threading.Lock()
-
-    def skip(self, key: int | str, error: UserError) -> None:
-        """Note a clip, by a key of its own: a clip that fails again counts once."""
-        with self._lock:
-            if key not in self.keys:
-                self.keys.add(key)
-                log.warning("skipped: %s", error)
-
-    def judge(self, total: int) -> None:
-        """
-        Raises:
-            UserError: no clip of ``total`` is left, or more than the set share is bad.
-        """
-        bad = len(self.keys)
-        if bad and (bad >= total or bad > self._max_share * total):
-            raise UserError(
-                f"{bad} of {total} {self._what} cannot be used, more than the {self._max_share:.0%} allowed: "
-                "see the log for their names, remove or replace them"
-            )
+def geometry_of(annotations: Sequence[dict[str, Any]]) -> Float[ndarray, "n 4"]:
+    """What `ClipSource.geometry` says of clips with these annotations."""
+    return np.array([[entry[name] for name in GEOMETRY] for entry in annotations], float)
 
 
 def _listing(directory: Path) -> list[Path]:
@@ -188,40 +237,32 @@ def _listing(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
-def _measure(file: Path, key: str, known: dict[str, Any] | None) -> dict[str, Any]:
+def _measurable(file: Path, name: str) -> Measurable:
     stat = file.stat()
-    stamp = {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
-    if known is not None and stamp.items() <= known.items():
-        return known
-    info = probe(file)
-    return stamp | {
-        "name": key,
+    return Measurable(
+        name=name,
+        stamp={"bytes": stat.st_size, "changed": stat.st_mtime_ns},
+        measure=lambda: measure(file, name),
+    )
+
+
+def measure(video: Video, name: str) -> dict[str, Any]:
+    """The annotations of a video about which nothing is known.
+
+    Raises:
+        UserError: it cannot be read, or OpenCV is not installed.
+    """
+    info = probe(video, name)
+    return {
+        "name": name,
         "fps": info.fps,
         "seconds": info.last + 1 / info.fps,
         "height": info.height,
         "width": info.width,
-        "motion_score": motion_score(file),
+        "motion_score": motion_score(video, name=name),
     }
 
 
 def _caption(file: Path) -> dict[str, str]:
     text = file.with_suffix(".txt")
     return {"caption": text.read_text().strip()} if text.is_file() else {}
-
-
-def _read_cache(directory: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return json.loads((directory / ANNOTATIONS).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _write_cache(directory: Path, measured: dict[str, dict[str, Any]]) -> None:
-    partial = directory / (ANNOTATIONS + ".partial")
-    try:
-        partial.write_text(json.dumps(measured, indent=1))
-        partial.replace(directory / ANNOTATIONS)
-    except OSError as error:
-        log.warning(
-            "%s is not kept (%s): the videos will be measured again", directory / ANNOTATIONS, error.strerror
-        )

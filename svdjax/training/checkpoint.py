@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from svdjax.conversion.contents import CONTENTS, find_damage, write_contents
 from svdjax.errors import UserError
+from svdjax.training.keep import Keep
 from svdjax.training.state import TrainState
 from svdjax.typing import Array, Bool, PyTree
 
@@ -34,36 +34,6 @@ log = logging.getLogger(__name__)
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 _RUN = "run.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keep:
-    """Which checkpoints stay.
-
-    Attributes:
-        last: so many of the newest. every: besides, those of steps that are multiples of it, for ever; 0 for none.
-        best: besides, the one with the lowest validation loss.
-    """
-
-    last: int = 2
-    every: int = 0
-    best: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UserError: one is too small.
-        """
-        for name, least in {"last": 1, "every": 0}.items():
-            if getattr(self, name) < least:
-                raise UserError(f"keep.{name} {getattr(self, name)}: must be at least {least}")
-
-    def kept(self, losses: Mapping[int, float | None]) -> set[int]:
-        """The steps that stay, of whole checkpoints with these validation losses."""
-        kept = set(sorted(losses)[-self.last :]) | {step for step in losses if self.every and step % self.every == 0}
-        measured = {step: loss for step, loss in losses.items() if loss is not None}
-        return kept | {min(measured, key=lambda step: measured[step])} if self.best and measured else kept
 
 
 class Checkpoints:
@@ -221,7 +191,9 @@ class Checkpoints:
         return "the start" if self.latest is None else f"step {self.latest}"
 
     @contextmanager
-    def _explained(self, what: str, step: int | None = None, remedy: str = "choose another place") -> Iterator[None]:
+    def _explained(
+        self, what: str, step: int | None = None, remedy: str = "choose another place"
+    ) -> Iterator[None]:
         """Turn errors of files into one line; orbax and tensorstore raise many kinds."""
         try:
             yield

@@ -9,9 +9,11 @@ import grain
 import numpy as np
 from rich.console import Console
 
-from svdjax.data.pipeline import ClipSampling, Item, clip_batches, fixed_clips, to_batch
+from svdjax.data.opening import open_source
+from svdjax.data.pipeline import Item, clip_batches, fixed_clips, to_batch
 from svdjax.data.records import check_sprites, write_sprites
-from svdjax.data.sources import ClipSource, open_source
+from svdjax.data.sampling import ClipSampling
+from svdjax.data.sources import ClipSource
 from svdjax.data.sprites import World
 
 
@@ -23,6 +25,9 @@ class DataConfig:
         train, validation: a folder of video files, or of shards written by this package.
         sampling: size, frames and frame rate of the clips.
         in_memory: decode each video once and keep its frames, for data that fits (see `sources.InMemory`).
+        max_bad: share of the videos that may turn out to be unusable before the run stops.
+        threads: batches that are made side by side in each process that reads.
+        workers: processes that read on each host; 0 reads in threads of the training process.
         sprites: training clips to draw from the built-in world where a folder is missing, and as many validation
             clips as ``sprites_validation``, of another seed; 0 never draws. A folder that says it
             was drawn with other settings is refused.
@@ -33,6 +38,9 @@ class DataConfig:
     validation: Path = Path("data/sprites/validation")
     sampling: ClipSampling = field(default_factory=ClipSampling)
     in_memory: bool = False
+    max_bad: float = 0.1
+    threads: int = 2
+    workers: int = 0
     sprites: int = 0
     sprites_validation: int = 256
     world: World = field(default_factory=World)
@@ -46,18 +54,24 @@ class Clips:
     train: ClipSource
     validation: ClipSource
 
-    def iterator(self, *, batch: int, seed: int, frames: int | None = None) -> grain.DatasetIterator:
-        """Endless random training batches; the position can be saved and restored.
+    def batches(
+        self, *, batch: int, seed: int, rows: Sequence[int] | None = None, frames: int | None = None
+    ) -> grain.MapDataset:
+        """The training batches: element i is batch i, a function of the seed and i alone.
 
         Args:
-            batch: clips per batch.
-            seed: of the order and of what is cut out.
+            batch: clips per batch. seed: of the order and of what is cut out.
+            rows: those of each batch to make; None for all.
             frames: frames per clip, if not those of the configuration.
         """
-        return iter(
-            clip_batches(
-                self.train, self._sampling(frames), batch_size=batch, seed=seed, in_memory=self.config.in_memory
-            )
+        return clip_batches(
+            self.train,
+            self._sampling(frames),
+            batch_size=batch,
+            seed=seed,
+            rows=rows,
+            in_memory=self.config.in_memory,
+            max_bad=self.config.max_bad,
         )
 
     def fixed_train(self) -> Iterator[Item]:
@@ -92,4 +106,8 @@ def open_clips(config: DataConfig, console: Console) -> Clips:
         elif config.sprites:
             console.print(f"drawing {count:,} clips of the built-in world into {directory}")
             write_sprites(config.world, directory, seed=seed, count=count)
-    return Clips(config, open_source(config.train), open_source(config.validation))
+    return Clips(
+        config,
+        open_source(config.train, max_bad=config.max_bad),
+        open_source(config.validation, max_bad=config.max_bad),
+    )

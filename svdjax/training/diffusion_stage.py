@@ -105,11 +105,14 @@ class DiffusionStage(Stage):
         drawn = jax.vmap(jax.random.uniform)(keys) < self.image_share
         return drawn if marked is None else drawn | marked
 
-    def batches(self, model, clips, *, seed, rows):
+    def batches(
+        self, model: SVD, clips: Clips, *, seed: int, rows: Sequence[int] | None = None
+    ) -> grain.MapDataset:
         """Training batches, with their latents if these are to be cached."""
         if not self.cache_latents:
             return super().batches(model, clips, seed=seed, rows=rows)
-        return iter(batches(with_latents(model.vae, clips.fixed_train()), batch_size=self.batch, seed=seed))
+        source = with_latents(model.vae, clips.fixed_train())
+        return batches(source, batch_size=self.batch, seed=seed, rows=rows)
 
 
 def latents_of(model: SVD, batch: Batch) -> Float[Array, "b t h w c"]:

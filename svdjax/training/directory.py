@@ -14,7 +14,7 @@ from svdjax.training.stage import INTERVALS
 _FREE = {
     *INTERVALS,
     *("out", "export_dtype", "keep", "in_memory", "log", "profile", "rate"),
-    *("mesh", "distributed", "offload", "accumulate"),
+    *("mesh", "distributed", "offload", "accumulate", "threads", "workers"),
 }
 
 

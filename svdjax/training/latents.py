@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 import jax
-import numpy as np
 
 from svdjax.data.pipeline import Item, to_batch, to_unit
 from svdjax.models.vae import VAE
+from svdjax.training.sharding import gather
 from svdjax.training.vae_stage import encode_video
 
 
@@ -38,7 +38,7 @@ def with_latents(vae: VAE, items: Iterable[Item], *, batch: int = 32) -> LatentS
     items = iter(items)
     while records := list(islice(items, batch)):
         padded = records + [records[-1]] * (batch - len(records))
-        latents = np.asarray(encode(vae, to_batch(padded)["video"]))
+        latents = gather(encode(vae, to_batch(padded)["video"]))
         clips += [
             {**record, "video": record["video"][:1].copy(), "latents": latent}
             for record, latent in zip(records, latents[: len(records)], strict=True)

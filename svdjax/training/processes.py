@@ -27,7 +27,9 @@ def start() -> None:
     if any(given.values()) and not all(given.values()):
         missing = ", ".join(f"JAX_{name}" for name, value in given.items() if not value)
         raise UserError(f"--distributed: set {missing} too, or none of the three where they can be found out")
-    numbers = {name.lower(): value if name.endswith("ADDRESS") else int(value) for name, value in given.items() if value}
+    numbers = {
+        name.lower(): value if name.endswith("ADDRESS") else int(value) for name, value in given.items() if value
+    }
     try:
         jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:

@@ -10,6 +10,7 @@ import grain
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.training.data import Clips
+from svdjax.training.keep import Keep
 from svdjax.training.optim import OptimConfig
 from svdjax.typing import Array, Float, Key, ndarray
 
@@ -31,7 +32,7 @@ class Stage(ABC):
             float32.
         offload: keep moments and average in the host's memory between the steps.
         log_every, validate_every, sample_every, checkpoint_every: in steps; 0 is never.
-        keep: number of checkpoints to keep.
+        keep: which checkpoints stay.
     """
 
     name: ClassVar[str]
@@ -46,7 +47,7 @@ class Stage(ABC):
     validate_every: int = 500
     sample_every: int = 0
     checkpoint_every: int = 500
-    keep: int = 2
+    keep: Keep = field(default_factory=Keep)
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail in the middle of a run.
@@ -54,7 +55,7 @@ class Stage(ABC):
         Raises:
             UserError: a number is too small; the message names its option.
         """
-        for field_name, least in {"steps": 1, "batch": 1, "accumulate": 1, "keep": 1, **dict.fromkeys(INTERVALS, 0)}.items():
+        for field_name, least in {"steps": 1, "batch": 1, "accumulate": 1, **dict.fromkeys(INTERVALS, 0)}.items():
             value = getattr(self, field_name)
             if value < least:
                 raise UserError(f"--{self.name}.{field_name.replace('_', '-')} {value}: must be at least {least}")
@@ -76,8 +77,11 @@ class Stage(ABC):
         is logged; a metric of shape (2,) is a sum and a count, which are added up.
         """
 
-    def batches(self, model, clips, *, seed, rows):
-        return clips.iterator(batch=self.batch, seed=seed)
+    def batches(
+        self, model: SVD, clips: Clips, *, seed: int, rows: Sequence[int] | None = None
+    ) -> grain.MapDataset:
+        """The training batches, of which this process makes ``rows``; a stage may compute something beforehand."""
+        return clips.batches(batch=self.batch, seed=seed, rows=rows)
 
     def prepare(self, config: SVDConfig, batch: Mapping[str, Any]) -> dict[str, Any]:
         """On the host: make of a batch what may go to a device."""

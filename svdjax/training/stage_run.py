@@ -67,8 +67,7 @@ class StageRun:
         self.shapes = jax.tree.map(_with_sharding, shapes, self.shardings)
         self.layout = BatchLayout(mesh, stage.batch)
         self.validation: Sequence[Batch] = [
-            place_whole(self._prepared(batch), mesh)
-            for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
+            place_whole(self._prepared(batch), mesh) for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
         ]
 
     def train(self, stop: Callable[[int], bool]) -> Stopped | None:
@@ -77,7 +76,7 @@ class StageRun:
         batches = stage.batches(self.model.module, self.clips, seed=self.config.seed, rows=self.layout.rows)
         step = make_train_step(stage, self.model.shapes, self.optimizer, self.config.seed, self.shardings)
         with (
-            Checkpoints(self.directory / "checkpoints", keep=stage.keep_policy) as checkpoints,
+            Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
             on.watching(
                 self.config,
                 stage,
@@ -90,7 +89,12 @@ class StageRun:
             state = train(
                 state,
                 self.frozen,
-                stream(batches, start=int(state.step)),
+                stream(
+                    batches,
+                    start=int(state.step),
+                    threads=self.config.data.threads,
+                    workers=self.config.data.workers,
+                ),
                 train_step=on_mesh(self.mesh, step),
                 place=self._place,
                 steps=stage.steps,

@@ -29,9 +29,7 @@ def make_loss(stage: Stage, model: SVD) -> LossFn:
         model: the structure to fill with parameters; its own values are not used.
     """
 
-    def loss(
-        params: Params, frozen: Frozen, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], Metrics]:
+    def loss(params: Params, frozen: Frozen, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         weights = cast_floating({**params, **frozen}, jnp.dtype(stage.compute_dtype))
         pixels = {"video": to_unit(batch["video"])} if "video" in batch else {}
         clips = {**numbered(batch), **pixels}

@@ -52,9 +52,11 @@ class VAEStage(Stage):
     reconstruction: ReconstructionLoss = ReconstructionLoss()
     kl: float = 1e-4
 
-    def batches(self, model, clips, *, seed, rows):
+    def batches(
+        self, model: SVD, clips: Clips, *, seed: int, rows: Sequence[int] | None = None
+    ) -> grain.MapDataset:
         """Training batches of short clips."""
-        return clips.iterator(batch=self.batch, seed=seed, frames=self.frames)
+        return clips.batches(batch=self.batch, seed=seed, rows=rows, frames=self.frames)
 
     def held_out(self, clips: Clips, *, count: int) -> Sequence[Batch]:
         """Validation batches, of short clips too."""

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from svdjax.conversion.source import load_model
+from svdjax.data.opening import open_source
 from svdjax.data.pipeline import to_unit
-from svdjax.data.sources import open_source
 from svdjax.errors import UserError
 from svdjax.models.params import abstract, cast_floating, flat_params, load_flat
 from svdjax.models.svd import SVD

@@ -31,14 +31,21 @@ def mesh_of(devices: int = 8, **sizes: int):
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),
-    [({}, (1, 8, 1)), ({"fsdp": 2}, (4, 2, 1)), ({"context": 4}, (1, 2, 4)), ({"fsdp": 2, "context": 2}, (2, 2, 2))],
+    [
+        ({}, (1, 8, 1)),
+        ({"fsdp": 2}, (4, 2, 1)),
+        ({"context": 4}, (1, 2, 4)),
+        ({"fsdp": 2, "context": 2}, (2, 2, 2)),
+    ],
 )
 def test_data_takes_what_the_other_axes_leave(sizes, shape):
     assert tuple(mesh_of(**sizes).shape.values()) == shape
 
 
 def test_axes_that_do_not_divide_the_devices_are_refused():
-    with pytest.raises(UserError, match=r"--mesh.fsdp 3 x --mesh.context 1 does not divide the 8 devices of this run"):
+    with pytest.raises(
+        UserError, match=r"--mesh.fsdp 3 x --mesh.context 1 does not divide the 8 devices of this run"
+    ):
         mesh_of(fsdp=3)
     with pytest.raises(UserError, match="must be at least 1"):
         mesh_of(context=0)
