@@ -6,6 +6,8 @@ import numpy as np
 from svdjax.conversion.checkpoint import Checkpoint, shapes_of
 from svdjax.conversion.tensors import Tensor
 from svdjax.models.params import abstract, flat_params, load_flat
+from svdjax.models.svd import SVD
+from svdjax.training.sharding import place
 
 
 def random_model(make, config, seed=0):
@@ -37,3 +39,9 @@ def _draw(rng, path, shape):
     if len(shape) >= 2:
         return noise / np.float32(np.sqrt(np.prod(shape[:-1])))
     return np.asarray(np.float32(path.endswith("scale")) + np.float32(0.1) * noise)
+
+
+def random_start(config, paths, seed, mesh):
+    """What `svdjax.training.model.drawn` gives, without compiling the initialisers."""
+    params = flat_params(random_model(SVD, config, seed))
+    return place({path: params[path] for path in paths}, mesh)

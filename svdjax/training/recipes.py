@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from svdjax.data.pipeline import ClipSampling
+from svdjax.data.sampling import ClipSampling
 from svdjax.models.svd import SamplingDefaults, SVDConfig
 from svdjax.models.vae import VAEConfig
 from svdjax.tasks import DropRates

@@ -182,7 +182,7 @@ def test_images_do_not_reach_the_temporal_layers(loss, model, batch):
 
 @pytest.mark.slow
 def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["svdjax.training.run"], "initialise", random_model)
+    monkeypatch.setattr(sys.modules["svdjax.training.run"], "drawn", random_start)
     text = CLIPTextConfig(width=8, layers=2, heads=1, mlp_dim=8, context_length=12, projection_dim=None)
     unet = dataclasses.replace(MODEL.unet, in_channels=4, vector_dim=8)
     config = tiny_run(tmp_path)

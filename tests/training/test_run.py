@@ -23,13 +23,13 @@ from svdjax.training.directory import claim
 from svdjax.training.metrics import MetricsLog
 from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import MODEL, tiny_run
-from tests.weights import random_model
+from tests.weights import random_model, random_start
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _cheap_weights():
     """Initial weights from NumPy: compiling the initialisers would take most of the time."""
-    with mock.patch.object(sys.modules["svdjax.training.run"], "initialise", random_model):
+    with mock.patch.object(sys.modules["svdjax.training.run"], "drawn", random_start):
         yield
 
 

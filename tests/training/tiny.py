@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from svdjax.data.pipeline import ClipSampling
+from svdjax.data.sampling import ClipSampling
 from svdjax.data.sprites import World
 from svdjax.models.clip_vision import CLIPVisionConfig
 from svdjax.models.svd import SamplingDefaults, SVDConfig
