@@ -1,7 +1,7 @@
 """From a source of clips to training batches: index based, so that a position in the data is one integer.
 
-Element i of the dataset is batch i of the run, a function of (seed, i) alone: a run resumes by starting at its step,
-and every host computes its own rows of the same global batches, whatever the number of hosts and workers.
+Element i of the dataset is batch i of the run, a function of (seed, i) alone: a run resumes by starting at its
+step, and every host computes its own rows of the same global batches, whatever the number of hosts and workers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
