@@ -9,12 +9,14 @@ import grain
 import numpy as np
 from rich.console import Console
 
+from svdjax.data.cache import LatentCache
 from svdjax.data.opening import open_mixture, open_source
 from svdjax.data.pipeline import Item, clip_batches, fixed_clips, to_batch
 from svdjax.data.records import check_sprites, write_sprites
 from svdjax.data.sampling import ClipSampling
 from svdjax.data.sources import ClipSource
 from svdjax.data.sprites import World
+from svdjax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,8 @@ class DataConfig:
     """Where the clips are and what is cut out of them.
 
     Attributes:
-        train, validation: a folder of video files, or of shards written by this package.
+        train, validation: a folder of video files, or of shards written by this package. ``train`` may be a latent
+            cache of ``svdjax precompute``, too.
         also: more such folders to draw training clips from.
         weights: how often clips of ``train`` and of each of ``also`` are drawn, up to a common factor.
         sampling: size, frames and frame rate of the clips.
@@ -55,7 +58,7 @@ class Clips:
     """The opened data set of a run."""
 
     config: DataConfig
-    train: ClipSource
+    train: ClipSource | LatentCache
     validation: ClipSource
 
     def batches(
@@ -67,7 +70,15 @@ class Clips:
             batch: clips per batch. seed: of the order and of what is cut out.
             rows: those of each batch to make; None for all.
             frames: frames per clip, if not those of the configuration.
+
+        Raises:
+            UserError: the training data is a latent cache, which has no pixels.
         """
+        if isinstance(self.train, LatentCache):
+            raise UserError(
+                f"--data.train {self.config.train}: a latent cache trains the unet only: leave the other stages "
+                "out, or name clips"
+            )
         return clip_batches(
             self.train,
             self._sampling(frames),
@@ -118,8 +129,10 @@ def open_clips(config: DataConfig, console: Console) -> Clips:
         elif config.sprites:
             console.print(f"drawing {count:,} clips of the built-in world into {directory}")
             write_sprites(config.world, directory, seed=seed, count=count)
-    return Clips(
-        config,
-        open_mixture([config.train, *config.also], config.weights, max_bad=config.max_bad),
-        open_source(config.validation, max_bad=config.max_bad),
-    )
+    train = open_mixture([config.train, *config.also], config.weights, max_bad=config.max_bad)
+    validation = open_source(config.validation, max_bad=config.max_bad)
+    if isinstance(validation, LatentCache):
+        raise UserError(
+            f"--data.validation {config.validation}: a latent cache has no clips: name a folder of clips"
+        )
+    return Clips(config, train, validation)
