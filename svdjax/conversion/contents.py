@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 CONTENTS = "contents.json"
+# Orbax writes the time into it when it gives a checkpoint its name, after all else.
+_CHANGING = "_CHECKPOINT_METADATA"
 
 
 def write_contents(path: Path, folder: Path) -> None:
@@ -15,7 +17,7 @@ def write_contents(path: Path, folder: Path) -> None:
 
 
 def find_damage(path: Path, folder: Path) -> str | None:
-    """Compare ``folder`` with what :func:`write_contents` wrote to ``path``; files that it does not list may be there.
+    """Compare ``folder`` with what :func:`write_contents` wrote to ``path``; there may be more files.
 
     Returns:
         The first damaged file and what is wrong with it; None if all is whole.
@@ -36,5 +38,5 @@ def find_damage(path: Path, folder: Path) -> str | None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _CHANGING)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

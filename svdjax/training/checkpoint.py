@@ -39,8 +39,8 @@ _RUN = "run.json"
 class Checkpoints:
     """The checkpoints of one stage, in one directory that all processes see; a context manager.
 
-    Saving happens in the background. With several processes, each calls every method, at the same step. A checkpoint
-    that is damaged is named in the log and passed over; it stays until a newer one is whole, or its step is saved anew.
+    Saving happens in the background. With several processes, each calls every method, at the same step. A damaged
+    checkpoint is named in the log and passed over; it stays until a newer one is whole, or its step is saved anew.
     """
 
     def __init__(self, directory: Path, *, keep: Keep | None = None) -> None:
@@ -57,7 +57,8 @@ class Checkpoints:
         context = ocp.Context()
         context.array.saving.use_compression = False  # random-looking bits: zstd costs time and saves 10 %
         # Called by the first process when all others have written, before the checkpoint gets its name.
-        context.async_options.post_finalization_callback = self._seal
+        # A function, for orbax copies its options deeply, and a bound method with all of this object.
+        context.async_options.post_finalization_callback = lambda: self._seal()
         with self._explained("cannot be used"):
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory, context=context, preservation_policy=self, cleanup_tmp_directories=True
@@ -94,7 +95,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, or None; one that is being saved counts once :meth:`wait` returns."""
+        """Step of the newest whole checkpoint, or None; one that is being saved is none yet."""
         return max((step for step in self._losses if step != self._run.get("step")), default=None)
 
     def save(
@@ -206,6 +207,8 @@ class Checkpoints:
 
 def _reason(error: Exception) -> str:
     """In a few words: tensorstore says every call and path on the way to "No space left on device"."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     first = next(iter(str(error).splitlines()), type(error).__name__)
     return first.rsplit(": ", 1)[-1].split(" [os_error_code")[0] if "os_error_code" in first else first
 
