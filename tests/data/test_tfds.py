@@ -29,7 +29,8 @@ def test_grey_videos_become_clips(folder):
     np.testing.assert_array_equal(source.geometry(), [[10.0, notes["seconds"], 64, 64]] * 3)
     batch = clip_batches(source, ClipSampling(frames=4, fps=(5.0, 5.0), size=(32, 32)), batch_size=2, seed=0)[0]
     assert batch["video"].shape == (2, 4, 32, 32, 3)
-
+    assert open_source(where).buckets == source.buckets
+    assert len(list(folder.glob("svdjax-*-test-10fps.json"))) == 1  # the scores are kept
 
 
 def test_coloured_videos_have_the_rate_of_their_data_set(folder):
