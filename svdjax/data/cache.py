@@ -7,7 +7,7 @@ height and width of each clip, and how often it is drawn.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -81,6 +81,11 @@ def is_cache(directory: Path) -> bool:
 
 def shard_name(number: int) -> str:
     return f"latents-{number:05d}.array_record"
+
+
+def shard_files(directory: Path) -> Iterator[Path]:
+    """Everything that belongs to shards, whole or not."""
+    return directory.glob("latents-*")
 
 
 def read_shard_index(directory: Path, number: int) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -98,12 +98,11 @@ def precompute(options: Precompute, config: RunConfig, console: Console) -> bool
     _claim(options, config, len(clips.train))
     encoder = _Encoder(options, config, console)
     shards = _Shards(options, clips, encoder)
+    mine = range(options.part[0], shards.count, options.part[1])
     with step_bar(console) as bar:
-        task = bar.add_task("encoding", total=len(clips.train))
-        for number in range(shards.count):
-            if number % options.part[1] == options.part[0]:
-                shards.make(number)
-                bar.advance(task, len(shards.indices(number)))
+        task = bar.add_task("encoding", total=sum(len(shards.indices(number)) for number in mine))
+        for number in mine:
+            shards.make(number, advance=partial(bar.advance, task))
     finished = cache.finish(options.out, shards.count, clips.train.buckets)
     console.print(f"{options.out}: {'finished' if finished else 'this part is finished, others are not'}")
     return finished
@@ -125,17 +124,22 @@ def _claim(options: Precompute, config: RunConfig, count: int) -> None:
         "data": data,
     }
     encoders = {part.strip("."): run["model"][part.strip(".")] for part in _ENCODERS}
-    kept = {"draws": options.draws, "dtype": options.dtype, "shard_clips": options.shard_clips}
+    compute_dtype = config.unet.compute_dtype if config.unet else "float32"
+    kept = {
+        "compute_dtype": compute_dtype,
+        "draws": options.draws,
+        "dtype": options.dtype,
+        "shard_clips": options.shard_clips,
+    }
     settings = {**made_from, **kept, "task": config.model.task, "model": encoders}
     path = options.out / cache.SETTINGS
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if any(cache.shard_files(options.out)):
             check_same(path, settings, what="a latent cache")
-        elif any(options.out.iterdir()):
+        elif any(other.name != path.name for other in options.out.iterdir()):
             raise UserError(f"--out {options.out}: is not empty: choose another directory or remove it")
-        else:
-            cache.write_json(path, settings)
+        cache.write_json(path, settings)
     except OSError as error:
         raise UserError(
             f"--out {options.out}: cannot be written ({error.strerror}): choose another place"
@@ -225,8 +229,8 @@ class _Shards:
         start = number * self._options.shard_clips
         return range(start, min(start + self._options.shard_clips, len(self._clips.train)))
 
-    def make(self, number: int) -> None:
-        """Make a shard unless it is there.
+    def make(self, number: int, advance: Callable[[int], None]) -> None:
+        """Make a shard unless it is there, and call ``advance`` with the numbers of clips that are dealt with.
 
         Raises:
             UserError: too many clips are bad, or the disk is full.
@@ -234,15 +238,21 @@ class _Shards:
         index = cache.read_shard_index(self._options.out, number)
         if index is None:
             index = {"clips": [], "bad": {}}
+            items = self._encoded(self.indices(number), index, advance)
             try:
-                cache.write_shard(self._options.out, number, self._encoded(self.indices(number), index), index)
+                cache.write_shard(self._options.out, number, items, index)
             except OSError as error:
                 raise UserError(f"--out {self._options.out}: cannot be written ({error.strerror})") from None
+        else:
+            advance(len(index["clips"]))
+        advance(len(index["bad"]))
         for place_in_source, message in index["bad"].items():
             self._bad.skip(int(place_in_source), UserError(message))
         self._bad.judge(len(self._clips.train))
 
-    def _encoded(self, indices: Iterable[int], index: dict[str, Any]) -> Iterator[dict[str, ndarray]]:
+    def _encoded(
+        self, indices: Iterable[int], index: dict[str, Any], advance: Callable[[int], None]
+    ) -> Iterator[dict[str, ndarray]]:
         """The items of some clips, shape by shape; ``index`` takes note of each, and of the bad ones."""
         by_shape: dict[tuple[float, ...], list[int]] = {}
         for each in indices:
@@ -253,6 +263,7 @@ class _Shards:
                 places, items = zip(*some, strict=True)
                 index["clips"] += [self._rows[each] for each in places]
                 yield from self._encoder(items, places)
+                advance(len(items))
 
     def _read(self, indices: Sequence[int], bad: dict[str, str]) -> Iterator[tuple[int, Item]]:
         """The clips that can be used, read ahead in order."""

@@ -195,6 +195,11 @@ def test_a_directory_of_another_configuration_is_refused(root, made, tmp_path):
         precompute(Precompute(out=tmp_path), config_for(root), QUIET)
     with pytest.raises(UserError, match=r"encoders are new .* name a checkpoint with --init-from"):
         precompute(Precompute(out=root / "random"), dataclasses.replace(config_for(root), init_from=None), QUIET)
+    # Nothing was encoded, so that the mended command may use the same directory.
+    with pytest.raises(UserError, match="nowhere: no such file"):
+        precompute(
+            Precompute(out=root / "random"), dataclasses.replace(config_for(root), init_from="nowhere"), QUIET
+        )
     with pytest.raises(UserError, match="is a latent cache already"):
         precompute(Precompute(out=root / "twice"), config_for(root, train=root / "made", sprites=0), QUIET)
 
