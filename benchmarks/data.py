@@ -105,7 +105,9 @@ def _waiting(source, sampling, step: float, steps: int) -> float:
         waited += ready - start
         while time.perf_counter() - ready < step:
             multiply(x).block_until_ready()
-    return waited / (time.perf_counter() - begin)
+    share = waited / (time.perf_counter() - begin)
+    data.close()  # or its threads would go on reading
+    return share
 
 
 if __name__ == "__main__":
