@@ -88,7 +88,7 @@ def _cudnn_or_xla(q: Array, k: Array, v: Array) -> Array:
 
 
 def _splash_or_xla(q: Array, k: Array, v: Array) -> Array:
-    if min(q.shape[1], k.shape[1]) >= _SPLASH_TOKENS and q.shape[-1] <= 128:
+    if k.shape[1] >= _SPLASH_TOKENS and q.shape[1] >= min(_SPLASH_BLOCKS) and q.shape[-1] <= 128:
         return _splash(q, k, v)
     return _whole_or_blocked_on_accelerator(q, k, v)
 

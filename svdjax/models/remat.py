@@ -7,8 +7,8 @@ from flax import nnx
 
 from svdjax.typing import Array
 
-# The kinds of block of a UNet. "transformer" is a whole one, of which only the input is kept; "spatial" and "temporal"
-# are its halves, recomputed one at a time, and "feed_forward" the layers of that name in them.
+# The kinds of block of a UNet. "transformer" is a whole one, of which only the input is kept; "spatial" and
+# "temporal" are its halves, recomputed one at a time, and "feed_forward" the layers of that name in them.
 Recomputed = Literal["residual", "transformer", "spatial", "temporal", "feed_forward"]
 BLOCKS: tuple[Recomputed, ...] = ("residual", "transformer")
 

@@ -38,6 +38,14 @@ def spec_of(shape: tuple[int, ...], axes: str) -> PartitionSpec:
     return PartitionSpec(*(_mesh_axes(size, letter) for size, letter in zip(shape, letters, strict=True)))
 
 
+def context_size() -> int:
+    """Number of devices that share one video: the length of the mesh axis "context", 1 without one."""
+    mesh = get_abstract_mesh()
+    if mesh.empty or AxisType.Manual in mesh.axis_types:
+        return 1
+    return mesh.shape.get("context", 1)
+
+
 def _mesh_axes(size: int, letter: str) -> tuple[str, ...] | None:
     mesh = get_abstract_mesh()
     if mesh.empty or AxisType.Manual in mesh.axis_types:

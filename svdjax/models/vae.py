@@ -117,10 +117,9 @@ class FrameAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Attend, and add the input."""
-        b, h, w, c = x.shape
-        tokens = self.norm(x).reshape(b, h * w, 1, c)
+        tokens = self.norm(x)[..., None, :]
         out = attention(self.q(tokens), self.k(tokens), self.v(tokens))
-        return x + self.out(out).reshape(b, h, w, c)
+        return x + self.out(out)[..., 0, :]
 
 
 class Downsample(nnx.Module):
@@ -259,8 +258,9 @@ class Decoder(nnx.Module):
     def __call__(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 3"]:
         """Decode all frames at once."""
         for layer in self.layers():
-            # the silu is no module, and of no weight
-            run = functools.partial(call, layer, recompute=self.remat and isinstance(layer, nnx.Module))
+            # the silu is no module
+            again = self.remat and isinstance(layer, nnx.Module)
+            run = functools.partial(call, layer, recompute=True) if again else layer
             z = constrain(run(z) if is_temporal(layer) else each_frame(run, z))
         return z
 
@@ -326,19 +326,17 @@ class VAE(nnx.Module):
         Returns:
             Latents ``[b, *t, h / factor, w / factor, c]``, before the scaling factor.
         """
-        if images.ndim == 4:
-            moments = self._moments(images[:, None])[:, 0]
-        else:
-            moments = constrain(self._moments(images))
+        alone = images.ndim == 4
+        moments = self._moments(images[:, None])[:, 0] if alone else constrain(self._moments(images))
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Gaussian(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def _moments(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h2 w2 c"]:
         """Mean and log-variance of each frame."""
-        b, t = video.shape[:2]
+        t = video.shape[1]
         shares = context_size() if t > 1 else 1
         video = jnp.pad(video, ((0, 0), (0, -t % shares), *[(0, 0)] * 3))
-        spec = spec_of(video.shape, "b frames h w c")
+        spec = spec_of(video.shape, "b frames ...")
         graphdef, state = nnx.split((self.encoder, self.quant_conv))
 
         def on_one_device(state: PyTree, video: Array) -> Array:
@@ -347,9 +345,7 @@ class VAE(nnx.Module):
 
         if not any(spec):
             return on_one_device(state, video)
-        split = jax.shard_map(
-            on_one_device, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
-        )
+        split = jax.shard_map(on_one_device, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
         return split(state, video)[:, :t]
 
     def decode(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 3"]:

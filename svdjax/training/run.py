@@ -81,9 +81,10 @@ def _initial_model(config: RunConfig) -> SVD:
     loaded = load_model(config.init_from, dtype=np.float32)
     ours, theirs = config.model, loaded.config
     vae = dataclasses.replace(ours.vae, scaling_factor=theirs.vae.scaling_factor)
-    # Neither is a matter of the weights, which nevertheless have the same shapes with other heads or norm groups.
+    # None of these matters to the weights, which nevertheless have the same shapes with other heads or norm groups.
     unet = dataclasses.replace(theirs.unet, norm_eps=ours.unet.norm_eps, remat=ours.unet.remat)
-    for name, wanted, found in (("unet", ours.unet, unet), ("vae", vae, theirs.vae)):
+    their_vae = dataclasses.replace(theirs.vae, remat=ours.vae.remat)
+    for name, wanted, found in (("unet", ours.unet, unet), ("vae", vae, their_vae)):
         for key, value in dataclasses.asdict(wanted).items():
             if value != getattr(found, key):
                 raise UserError(
