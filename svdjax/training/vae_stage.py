@@ -8,7 +8,6 @@ from typing import ClassVar
 import grain
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from svdjax.data.pipeline import to_unit
 from svdjax.diffusion.noise import row_keys
@@ -67,8 +66,7 @@ class VAEStage(Stage):
 
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         video = batch["video"]
-        frames = model.vae.encode(_frames_for(model.vae, video))
-        posterior = jax.tree.map(lambda x: rearrange(x, "(b t) h w c -> b t h w c", b=len(video)), frames)
+        posterior = model.vae.encode(_in_dtype_of(model.vae, video))
         latents = jax.vmap(lambda clip, key: clip.sample(key))(posterior, row_keys(key, batch["row"]))
         loss, psnr = self.reconstruction(model.vae.decode(latents), video)
         mean, logvar = posterior.mean.astype(jnp.float32), posterior.logvar.astype(jnp.float32)
@@ -108,10 +106,9 @@ class DecoderStage(Stage):
 
 def encode_video(vae: VAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h2 w2 c"]:
     """Mode of each frame's latent, not multiplied by the scaling factor."""
-    latents = vae.encode(_frames_for(vae, video)).mode()
-    return rearrange(latents, "(b t) h w c -> b t h w c", b=video.shape[0])
+    return vae.encode(_in_dtype_of(vae, video)).mode()
 
 
-def _frames_for(vae: VAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "n h w 3"]:
-    """Frames in the type in which the autoencoder is to compute; float32 ones would have it compute in float32."""
-    return rearrange(video, "b t h w c -> (b t) h w c").astype(vae.encoder.conv_in.kernel[...].dtype)
+def _in_dtype_of(vae: VAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+    """A video in the type in which the autoencoder is to compute; in float32 it would compute in float32."""
+    return video.astype(vae.encoder.conv_in.kernel[...].dtype)
