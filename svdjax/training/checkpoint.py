@@ -34,13 +34,15 @@ log = logging.getLogger(__name__)
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 _RUN = "run.json"
+# Orbax writes into it once more after it has called `_seal`, and needs nothing of it to restore.
+_CHANGING = "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
     """The checkpoints of one stage, in one directory that all processes see; a context manager.
 
-    Saving happens in the background. With several processes, each calls every method, at the same step. A checkpoint
-    that is damaged is named in the log and passed over; it stays until a newer one is whole, or its step is saved anew.
+    Saving happens in the background. With several processes, each calls every method, at the same step. A damaged
+    checkpoint is named in the log and passed over; it stays until a newer one is whole, or its step is saved anew.
     """
 
     def __init__(self, directory: Path, *, keep: Keep | None = None) -> None:
@@ -56,8 +58,9 @@ class Checkpoints:
         self._run: dict[str, Any] = {}  # what is written into the checkpoint that is being saved
         context = ocp.Context()
         context.array.saving.use_compression = False  # random-looking bits: zstd costs time and saves 10 %
-        # Called by the first process when all others have written, before the checkpoint gets its name.
-        context.async_options.post_finalization_callback = self._seal
+        # Called by the first process when all others have written, before the checkpoint gets its name. A function of
+        # its own: orbax copies the context deeply, and a bound method with the object that it is bound to.
+        context.async_options.post_finalization_callback = lambda: self._seal()
         with self._explained("cannot be used"):
             self._checkpointer = ocp.training.Checkpointer(
                 self._directory, context=context, preservation_policy=self, cleanup_tmp_directories=True
@@ -130,7 +133,7 @@ class Checkpoints:
         step = self._run["step"]
         folder = next(self._directory.glob(f"{step}.*"), self._directory / str(step))  # not yet renamed
         (folder / _RUN).write_text(json.dumps(self._run, indent=2), "utf-8")
-        write_contents(folder / CONTENTS, folder)
+        write_contents(folder / CONTENTS, folder, without={_CHANGING})
 
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: ocp.training.preservation_policies.PreservationContext

@@ -107,7 +107,6 @@ DAMAGES = {
     "contents.json: missing": lambda folder: (folder / "contents.json").unlink(),
     "contents.json: unreadable": lambda folder: (folder / "contents.json").write_text("{"),
     "run.json: missing": lambda folder: (folder / "run.json").unlink(),
-    "_CHECKPOINT_METADATA: 0 bytes": lambda folder: (folder / "_CHECKPOINT_METADATA").write_text(""),
     "state/_METADATA: missing": lambda folder: shutil.rmtree(folder / "state"),
 }
 
@@ -145,7 +144,7 @@ def test_a_state_that_is_not_finite_is_not_saved(two):
     state = make_state(3)
     state.params["b.bias"] = state.params["b.bias"].at[3].set(jnp.nan)
     with Checkpoints(two) as checkpoints:
-        with pytest.raises(UserError, match="step 3: .* not finite and is not saved: .*go on from step 2"):
+        with pytest.raises(UserError, match=r"step 3: .* not finite and is not saved: .*go on from step 2"):
             checkpoints.save(state, position={}, config="{}")
         assert checkpoints.latest == 2
     assert sorted(path.name for path in two.iterdir()) == ["1", "2"]
