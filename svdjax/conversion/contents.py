@@ -4,20 +4,20 @@ Orbax finds such a file only while it reads, and its other reads then complain i
 """
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 
 CONTENTS = "contents.json"
+# Orbax writes the time into it when it gives a checkpoint its name, after all else.
+_CHANGING = "_CHECKPOINT_METADATA"
 
 
-def write_contents(path: Path, folder: Path, *, without: Collection[str] = ()) -> None:
-    """Write the sizes in bytes of all files below ``folder`` but those ``without``, by relative path, to ``path``."""
-    sizes = {name: size for name, size in _sizes(folder).items() if name not in without}
-    path.write_text(json.dumps(sizes), "utf-8")
+def write_contents(path: Path, folder: Path) -> None:
+    """Write the sizes in bytes of all files below ``folder``, by relative path, to ``path``."""
+    path.write_text(json.dumps(_sizes(folder)), "utf-8")
 
 
 def find_damage(path: Path, folder: Path) -> str | None:
-    """Compare ``folder`` with what :func:`write_contents` wrote to ``path``; it may hold other files too.
+    """Compare ``folder`` with what :func:`write_contents` wrote to ``path``; there may be more files.
 
     Returns:
         The first damaged file and what is wrong with it; None if all is whole.
@@ -38,5 +38,5 @@ def find_damage(path: Path, folder: Path) -> str | None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _CHANGING)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

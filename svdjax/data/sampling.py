@@ -74,7 +74,7 @@ class ClipSampling:
 
     def rates(
         self, frames: int | ndarray, fps: float | ndarray, seconds: float | ndarray
-    ) -> tuple[ndarray, ndarray]:
+    ) -> tuple[float | ndarray, float | ndarray]:
         """Lowest and highest frame rate at which a clip fits into a video and no frame is shown twice.
 
         The lowest is above the highest where there is no such rate.

@@ -43,9 +43,9 @@ class BadSteps:
                 raise UserError(f"bad.{name.replace('_', '-')} {value}: must be above 0")
 
     def is_bad(
-        self, loss: Float[Array | ndarray, "*steps"], grad_norm: Float[Array | ndarray, "*steps"]
-    ) -> Bool[Array | ndarray, "*steps"]:
-        """Whether steps with this loss and this norm of the gradient, in float32, are bad."""
+        self, loss: Float[Array | ndarray, ""], grad_norm: Float[Array | ndarray, ""]
+    ) -> Bool[Array | ndarray, ""] | np.bool_:
+        """Whether a step with this loss and this norm of the gradient, in float32, is bad."""
         # Undefined values compare as False.
         return ~((loss <= (self.max_loss or _LARGEST)) & (grad_norm <= (self.max_grad_norm or _LARGEST)))
 
@@ -60,6 +60,10 @@ def count_if_good(
     bad: Bool[Array, ""], metrics: dict[str, Float[Array, ""] | Float[Array, "2"]]
 ) -> dict[str, Float[Array, "2"]]:
     """Metrics as pairs (sum, count), both zero if the step is bad, and ``skipped`` = (1 if it is bad, 1)."""
-    pairs = {name: value if value.ndim else jnp.stack([value, jnp.ones_like(value)]) for name, value in metrics.items()}
-    counted = {name: jnp.where(bad, 0, pair) for name, pair in pairs.items()}
-    return counted | {"skipped": jnp.stack([bad, True]).astype(jnp.float32)}
+
+    def counted(value: Float[Array, ""] | Float[Array, "2"]) -> Float[Array, "2"]:
+        pair = value if value.ndim else jnp.stack([value, jnp.ones_like(value)])
+        return jnp.where(bad, 0, pair)
+
+    skipped = jnp.stack([bad, jnp.ones_like(bad)]).astype(jnp.float32)
+    return {name: counted(value) for name, value in metrics.items()} | {"skipped": skipped}

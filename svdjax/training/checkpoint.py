@@ -11,8 +11,9 @@
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 _RUN = "run.json"
-# Orbax writes into it once more after it has called `_seal`, and needs nothing of it to restore.
-_CHANGING = "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
@@ -58,14 +57,21 @@ class Checkpoints:
         self._run: dict[str, Any] = {}  # what is written into the checkpoint that is being saved
         context = ocp.Context()
         context.array.saving.use_compression = False  # random-looking bits: zstd costs time and saves 10 %
-        # Called by the first process when all others have written, before the checkpoint gets its name. A function of
-        # its own: orbax copies the context deeply, and a bound method with the object that it is bound to.
+        # Called by the first process when all others have written, before the checkpoint gets its name.
+        # A function, for orbax copies its options deeply, and a bound method with all of this object.
         context.async_options.post_finalization_callback = lambda: self._seal()
         with self._explained("cannot be used"):
+            if jax.process_index() == 0:
+                self._remove_partial()
             self._checkpointer = ocp.training.Checkpointer(
-                self._directory, context=context, preservation_policy=self, cleanup_tmp_directories=True
+                self._directory, context=context, preservation_policy=self
             )
             self._losses = self._look()
+
+    def _remove_partial(self) -> None:
+        """Remove what a killed run did not finish; orbax would do so while it saves the step anew."""
+        for partial in self._directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(partial)
 
     def _look(self) -> dict[int, float | None]:
         """Validation losses of the whole checkpoints, by step; names the others."""
@@ -93,11 +99,12 @@ class Checkpoints:
                 raise
             log.warning("%s", failed)  # what ended the run is raised
         finally:
-            self._checkpointer.close()
+            with suppress(OSError, ValueError):  # of a save whose failure `wait` has said
+                self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, or None; one that is being saved counts once :meth:`wait` returns."""
+        """Step of the newest whole checkpoint, or None; one that is being saved is none yet."""
         return max((step for step in self._losses if step != self._run.get("step")), default=None)
 
     def save(
@@ -133,7 +140,7 @@ class Checkpoints:
         step = self._run["step"]
         folder = next(self._directory.glob(f"{step}.*"), self._directory / str(step))  # not yet renamed
         (folder / _RUN).write_text(json.dumps(self._run, indent=2), "utf-8")
-        write_contents(folder / CONTENTS, folder, without={_CHANGING})
+        write_contents(folder / CONTENTS, folder)
 
     def should_preserve(
         self, checkpoints: Sequence[Any], *, context: ocp.training.preservation_policies.PreservationContext
@@ -209,6 +216,10 @@ class Checkpoints:
 
 def _reason(error: Exception) -> str:
     """In a few words: tensorstore says every call and path on the way to "No space left on device"."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     first = next(iter(str(error).splitlines()), type(error).__name__)
     return first.rsplit(": ", 1)[-1].split(" [os_error_code")[0] if "os_error_code" in first else first
 

@@ -195,8 +195,8 @@ class Guard:
         self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped >= self._stage.bad.max_skipped:
             raise UserError(
-                f"stage {self._stage.name}: the {self._skipped} steps up to {step} had an unusable loss or gradient "
-                f"and were skipped: {self._remedy()}"
+                f"stage {self._stage.name}: the {self._skipped} steps up to {step} had an unusable loss or "
+                f"gradient and were skipped: {self._remedy()}"
             )
 
     def _remedy(self) -> str:

@@ -74,9 +74,9 @@ class Stage(ABC):
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         """Mean loss of a batch and what to log.
 
-        All randomness of a clip comes from ``key`` and its ``batch["row"]`` (see `diffusion.noise.row_keys`), so
-        that it is the same on every mesh and in every part of a batch. Of a metric of shape () the mean over parts
-        and steps is logged; a metric of shape (2,) is a sum and a count, which are added up.
+        All randomness of a clip comes from ``key`` and its ``batch["row"]`` (see `diffusion.noise.row_keys`): so it
+        is the same on every mesh and in every part of a batch. Of a metric of shape () the mean over parts and
+        steps is logged; a metric of shape (2,) is a sum and a count, which are added up.
         """
 
     def batches(

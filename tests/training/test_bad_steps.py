@@ -127,5 +127,5 @@ def test_a_bad_step_between_two_that_are_logged_is_named(values, shown, log_ever
 
 
 def test_bounds_that_forbid_everything_are_refused():
-    with pytest.raises(UserError, match=r"bad\.max-grad-norm 0: must be above 0"):
-        BadSteps(max_grad_norm=0)
+    with pytest.raises(UserError, match=r"bad\.max-grad-norm 0.0: must be above 0"):
+        BadSteps(max_grad_norm=0.0)

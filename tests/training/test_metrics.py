@@ -266,16 +266,14 @@ def test_an_impossible_profile_is_refused(tmp_path, steps):
         type(config)(**{**vars(config), "profile": steps})
 
 
-def test_validation_averages_over_its_batches_with_the_averaged_weights(tmp_path, monkeypatch):
+def test_validation_averages_over_its_batches_with_the_averaged_weights(tmp_path):
     def loss(ema, frozen, batch, key):
         assert ema == {"weight": "averaged"}
         return batch["x"], {"loss/sigma_0-0.2": jnp.full(2, batch["x"]), "noise": jax.random.normal(key)}
 
-    monkeypatch.setattr(hooks, "make_loss", lambda stage, model: loss)
-    monkeypatch.setattr(jax, "jit", lambda function: function)
     sink, stage = Kept(), tiny_run(tmp_path).unet
     batches = [{"x": jnp.float32(1)}, {"x": jnp.float32(3)}]
-    validate = hooks.validate(stage, abstract(SVD, MODEL), {}, batches, MetricsLog(stage, [sink]))
+    validate = hooks.validate(loss, {}, batches, MetricsLog(stage, [sink]))
     validate(moment(5))
     validate(moment(6))
     (_, first), (_, second) = sink.rows
