@@ -14,6 +14,7 @@ from svdjax.errors import UserError
 COMMANDS = {
     "sample": ("svdjax.sampling.command", "Sample", "animate photos"),
     "train": ("svdjax.training.run", None, "train the models of a configuration file"),
+    "precompute": ("svdjax.training.precompute", None, "encode the training clips once, into a latent cache"),
     "plan": ("svdjax.training.plan", None, "compile a training step for a TPU slice and say what it needs"),
     "convert": ("svdjax.conversion.convert", "Convert", "turn a checkpoint into another format"),
     "record": ("svdjax.conversion.record", "Record", "run the PyTorch reference and store what it computes"),
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: svdjax COMMAND [OPTIONS]   (svdjax COMMAND --help lists the options)\n")
-        print("\n".join(f"  {name:10}{text}" for name, (_, _, text) in COMMANDS.items()))
+        print("\n".join(f"  {name:12}{text}" for name, (_, _, text) in COMMANDS.items()))
         sys.exit(0)
     sys.exit(guard(lambda: _dispatch(name, rest)))
 

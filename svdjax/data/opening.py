@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from svdjax.data.cache import LatentCache, is_cache
 from svdjax.data.sources import ClipSource, FolderSource, Mixture, ShardSource
+from svdjax.errors import UserError
 
 
-def open_source(where: str | Path, *, max_bad: float = 0.1) -> ClipSource:
-    """The clips in a directory: shards where there is a ``dataset.json``, else video files.
+def open_source(where: str | Path, *, max_bad: float = 0.1) -> ClipSource | LatentCache:
+    """What is in a directory: a latent cache, shards where there is a ``dataset.json``, else video files.
 
     Args:
         max_bad: share of the clips that may be unreadable.
@@ -16,12 +18,16 @@ def open_source(where: str | Path, *, max_bad: float = 0.1) -> ClipSource:
         UserError: no such directory, or no clips in it.
     """
     directory = Path(where)
+    if is_cache(directory):
+        return LatentCache(directory)
     if (directory / "dataset.json").exists():
         return ShardSource(directory)
     return FolderSource(directory, max_bad=max_bad)
 
 
-def open_mixture(wheres: Sequence[str | Path], weights: Sequence[float], *, max_bad: float = 0.1) -> ClipSource:
+def open_mixture(
+    wheres: Sequence[str | Path], weights: Sequence[float], *, max_bad: float = 0.1
+) -> ClipSource | LatentCache:
     """One source, or several mixed.
 
     Args:
@@ -31,4 +37,8 @@ def open_mixture(wheres: Sequence[str | Path], weights: Sequence[float], *, max_
         UserError: a source cannot be opened, or the weights do not match.
     """
     sources = [open_source(where, max_bad=max_bad) for where in wheres]
-    return sources[0] if len(sources) == 1 and not weights else Mixture(sources, weights)
+    if len(sources) == 1 and not weights:
+        return sources[0]
+    if caches := [where for where, source in zip(wheres, sources, strict=True) if isinstance(source, LatentCache)]:
+        raise UserError(f"{caches[0]} is a latent cache and cannot be mixed: compute one cache of the mixture")
+    return Mixture(sources, weights)

@@ -1,7 +1,7 @@
 """From a source of clips to training batches: index based, so that a position in the data is one integer.
 
-Element i of the dataset is batch i of the run, a function of (seed, i) alone: a run resumes by starting at its step,
-and every host computes its own rows of the same global batches, whatever the number of hosts and workers.
+Element i of the dataset is batch i of the run, a function of (seed, i) alone: a run resumes by starting at its
+step, and every host computes its own rows of the same global batches, whatever the number of hosts and workers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,7 +73,7 @@ def clip_batches(
         rows=rows,
         cut=partial(_item, sampling, source.buckets),
         bad=BadClips(max_share=max_bad, what="clips"),
-        groups=_groups(source, sampling),
+        groups=clip_groups(source, sampling),
     )
 
 
@@ -219,7 +219,7 @@ class _MakeBatch:
         raise UserError(f"{_ATTEMPTS} clips in a row cannot be used: see the log for their names, and mend them")
 
 
-def _groups(source: ClipSource, sampling: ClipSampling) -> list[Group]:
+def clip_groups(source: ClipSource, sampling: ClipSampling) -> list[Group]:
     """The clips of each shape and part of a mixture; a shape comes as often as its clips are drawn."""
     mixed = isinstance(source, Mixture)
     parts, weights = (source.parts, source.weights) if mixed else ([np.arange(len(source))], (1.0,))

@@ -6,8 +6,9 @@ annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Anno
 
 ``dataset.json`` holds ``format``, ``clips``, ``bytes``, ``shards`` (file name -> clips in it), ``motion_measure``
 (the words that say what the scores are) and ``motion_thresholds`` (see `motion.MotionBuckets`); for the built-in
-world also ``sprites``, the settings that it was drawn with. ``geometry.npy`` [clips, 4] holds the fps, seconds, height
-and width of each clip in the order in which the shards are read, where the annotations of all clips have them.
+world also ``sprites``, the settings that it was drawn with. ``geometry.npy`` [clips, 4] holds the fps, seconds,
+height and width of each clip in the order in which the shards are read, where the annotations of all clips have
+them.
 """
 
 import json
@@ -17,6 +18,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +116,7 @@ def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dic
             size += len(data)
             scores.append(float(clip.annotations["motion_score"]))
             geometry[number % shards].append([clip.annotations.get(name, math.nan) for name in GEOMETRY])
-    in_order = np.array(sum(geometry, []), float)
+    in_order = np.array(list(chain.from_iterable(geometry)), float)
     if np.isfinite(in_order).all():
         np.save(directory / GEOMETRY_FILE, in_order)
     thresholds = MotionBuckets.fit(scores).thresholds

@@ -97,8 +97,8 @@ class ShardSource:
             return np.load(self._directory / GEOMETRY_FILE)
         except (OSError, ValueError):
             raise UserError(
-                f"{self._directory} holds no {GEOMETRY_FILE}, by which clips are sorted into buckets: write the data "
-                "set again, with the height and width of every clip"
+                f"{self._directory} holds no {GEOMETRY_FILE}, by which clips are sorted into buckets: write the "
+                "data set again, with the height and width of every clip"
             ) from None
 
 
@@ -162,14 +162,14 @@ class Mixture:
             UserError: not one positive weight for each source, or the motion scores are of different kinds.
         """
         if len(weights) != len(sources) or not all(0 < weight < np.inf for weight in weights):
+            given = ", ".join(f"{weight:g}" for weight in weights) or "none"
             raise UserError(
-                f"{len(sources)} sources are mixed with the weights {', '.join(f'{w:g}' for w in weights) or 'none'}: "
-                "give one positive weight for each source"
+                f"{len(sources)} sources are mixed with the weights {given}: give one positive weight for each one"
             )
         measures = sorted({source.motion_measure for source in sources})
         if len(measures) > 1:
             raise UserError(
-                f"the sources' motion scores are of different kinds ({'; '.join(measures)}): mix sources of one kind"
+                f"the sources' motion scores are of different kinds ({'; '.join(measures)}): mix those of one kind"
             )
         self.motion_measure = measures[0]
         self.weights = tuple(weights)

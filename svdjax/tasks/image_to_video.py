@@ -14,7 +14,7 @@ from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.tasks.conditioning import Conditioning, embed_scalars
-from svdjax.typing import Array, Float, Key
+from svdjax.typing import Array, Float, Int, Key
 
 # Noise on the conditioning picture during training: ln(sigma) ~ N(-3, 0.5^2) (paper, appendix D).
 NOISE_AUG = LogNormal(mean=-3.0, std=0.5)
@@ -140,3 +140,27 @@ class ImageToVideo:
             noise_aug=jax.vmap(lambda key: NOISE_AUG.sample(key, ()))(level_keys),
             noise=jax.vmap(lambda key: jax.random.normal(key, image.shape[1:], image.dtype))(noise_keys),
         )
+
+    def encoded(
+        self, model: SVD, batch: Mapping[str, Array], keys: Key[Array, " b"], draws: int
+    ) -> dict[str, Array]:
+        """``image_embedding`` [b d] of the first frames, and what the conditioning latent needs.
+
+        Returns:
+            With it ``video``, the first frames alone [b 1 h w 3], to be noised in each step; or with ``draws`` = k,
+            ``cond_latents`` [b k h2 w2 c] of k noised first frames and their levels ``cond_noise_aug`` [b k].
+        """
+        embedding = self._embedding(model, self.request_from_batch(batch, keys))
+        if not draws:
+            return {"image_embedding": embedding, "video": batch["video"][:, :1]}
+
+        def draw(number: Int[Array, ""]) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, " b"]]:
+            request = self.request_from_batch(batch, jax.vmap(lambda key: jax.random.fold_in(key, number))(keys))
+            return self._latent(model, request), request.noise_aug
+
+        latents, levels = jax.lax.map(draw, jnp.arange(draws))
+        return {
+            "image_embedding": embedding,
+            "cond_latents": jnp.moveaxis(latents, 0, 1),
+            "cond_noise_aug": levels.T,
+        }

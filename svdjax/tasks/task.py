@@ -29,6 +29,16 @@ class Task(Protocol):
         """
         ...
 
+    def encoded(
+        self, model: SVD, batch: Mapping[str, Array], keys: Key[Array, " b"], draws: int
+    ) -> dict[str, Array]:
+        """What the encoders make of a prepared batch, under the names that :meth:`request_from_batch` looks for.
+
+        Where the encoder's input is random, the results for ``draws`` inputs, or for 0 that part of the batch which
+        it is made from.
+        """
+        ...
+
     def condition(self, model: SVD, request: Any, frames: int) -> Conditioning:
         """Turn a request for videos of that many frames into conditioning, the same for training and sampling."""
         ...

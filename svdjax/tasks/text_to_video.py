@@ -61,6 +61,13 @@ class TextToVideo:
         fields = {"tokens": "tokens", "embedding": "text_embedding", "fps": "fps", "motion_bucket": "motion_bucket"}
         return TextRequest(**{field: batch.get(name) for field, name in fields.items()})
 
+    def encoded(
+        self, model: SVD, batch: Mapping[str, Array], keys: Key[Array, " b"], draws: int
+    ) -> dict[str, Array]:
+        """``text_embedding`` [b s d] of the captions. Nothing in it is random."""
+        del keys, draws
+        return {"text_embedding": model.text_encoder(batch["tokens"])}
+
     def condition(self, model: SVD, request: TextRequest, frames: int) -> Conditioning:
         """Text tokens, and the embedded scalars of a model that has them; ``fps`` enters as fps - 1.
 

@@ -9,12 +9,14 @@ import grain
 import numpy as np
 from rich.console import Console
 
-from svdjax.data.opening import open_source
+from svdjax.data.cache import LatentCache
+from svdjax.data.opening import open_mixture, open_source
 from svdjax.data.pipeline import Item, clip_batches, fixed_clips, to_batch
 from svdjax.data.records import check_sprites, write_sprites
 from svdjax.data.sampling import ClipSampling
 from svdjax.data.sources import ClipSource
 from svdjax.data.sprites import World
+from svdjax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,10 @@ class DataConfig:
     """Where the clips are and what is cut out of them.
 
     Attributes:
-        train, validation: a folder of video files, or of shards written by this package.
+        train, validation: a folder of video files, or of shards written by this package. ``train`` may be a latent
+            cache of ``svdjax precompute``, too.
+        also: more such folders to draw training clips from.
+        weights: how often clips of ``train`` and of each of ``also`` are drawn, up to a common factor.
         sampling: size, frames and frame rate of the clips.
         in_memory: decode each video once and keep its frames, for data that fits (see `sources.InMemory`).
         max_bad: share of the videos that may turn out to be unusable before the run stops.
@@ -36,6 +41,8 @@ class DataConfig:
 
     train: Path = Path("data/sprites/train")
     validation: Path = Path("data/sprites/validation")
+    also: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
     sampling: ClipSampling = field(default_factory=ClipSampling)
     in_memory: bool = False
     max_bad: float = 0.1
@@ -51,7 +58,7 @@ class Clips:
     """The opened data set of a run."""
 
     config: DataConfig
-    train: ClipSource
+    train: ClipSource | LatentCache
     validation: ClipSource
 
     def batches(
@@ -63,7 +70,15 @@ class Clips:
             batch: clips per batch. seed: of the order and of what is cut out.
             rows: those of each batch to make; None for all.
             frames: frames per clip, if not those of the configuration.
+
+        Raises:
+            UserError: the training data is a latent cache, which has no pixels.
         """
+        if isinstance(self.train, LatentCache):
+            raise UserError(
+                f"--data.train {self.config.train}: a latent cache trains the unet only: leave the other stages "
+                "out, or name clips"
+            )
         return clip_batches(
             self.train,
             self._sampling(frames),
@@ -79,17 +94,25 @@ class Clips:
         return fixed_clips(self.train, self.config.sampling)
 
     def _sampling(self, frames: int | None) -> ClipSampling:
-        return replace(self.config.sampling, frames=frames or self.config.sampling.frames)
+        sampling = self.config.sampling
+        if frames is None:
+            return sampling
+        return replace(sampling, frames=frames, buckets=tuple((frames, *size) for _, *size in sampling.buckets))
 
     def held_out(self, *, batch: int, count: int, frames: int | None = None) -> Sequence[dict[str, np.ndarray]]:
-        """At most ``count`` batches of validation clips, always the same; one smaller one if there are few clips.
+        """At most ``count`` batches of validation clips, always the same; of a shape with few clips a smaller one.
 
         Their motion buckets are on the training clips' map.
         """
         clips = fixed_clips(self.validation, self._sampling(frames), buckets=self.train.buckets)
-        items = list(islice(clips, batch * count))
-        starts = range(0, max(len(items) - batch, 0) + 1, batch)
-        return [to_batch(items[start : start + batch]) for start in starts]
+        alike: dict[tuple[int, ...], list[Item]] = {}
+        for item in islice(clips, batch * count):
+            alike.setdefault(item["video"].shape, []).append(item)
+        return [
+            to_batch(items[start : start + batch])
+            for items in alike.values()
+            for start in range(0, max(len(items) - batch, 0) + 1, batch)
+        ][:count]
 
 
 def open_clips(config: DataConfig, console: Console) -> Clips:
@@ -106,8 +129,10 @@ def open_clips(config: DataConfig, console: Console) -> Clips:
         elif config.sprites:
             console.print(f"drawing {count:,} clips of the built-in world into {directory}")
             write_sprites(config.world, directory, seed=seed, count=count)
-    return Clips(
-        config,
-        open_source(config.train, max_bad=config.max_bad),
-        open_source(config.validation, max_bad=config.max_bad),
-    )
+    train = open_mixture([config.train, *config.also], config.weights, max_bad=config.max_bad)
+    validation = open_source(config.validation, max_bad=config.max_bad)
+    if isinstance(validation, LatentCache):
+        raise UserError(
+            f"--data.validation {config.validation}: a latent cache has no clips: name a folder of clips"
+        )
+    return Clips(config, train, validation)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from einops import repeat
 
+from svdjax.data.cache import LatentCache
 from svdjax.data.pipeline import batches
 from svdjax.diffusion.denoiser import PRECONDITIONINGS, Denoiser
 from svdjax.diffusion.loss import EpsWeighting, VWeighting, denoising_loss
@@ -108,9 +109,17 @@ class DiffusionStage(Stage):
     def batches(
         self, model: SVD, clips: Clips, *, seed: int, rows: Sequence[int] | None = None
     ) -> grain.MapDataset:
-        """Training batches, with their latents if these are to be cached."""
+        """Training batches, with their latents if these are cached or to be cached.
+
+        Raises:
+            UserError: clips of several shapes or sources are to be cached in memory.
+        """
+        if isinstance(clips.train, LatentCache):
+            return batches(clips.train, batch_size=self.batch, seed=seed, rows=rows, groups=clips.train.groups)
         if not self.cache_latents:
             return super().batches(model, clips, seed=seed, rows=rows)
+        if clips.config.sampling.buckets or clips.config.also:
+            raise UserError("--unet.cache-latents: takes clips of one shape and source: use svdjax precompute")
         source = with_latents(model.vae, clips.fixed_train())
         return batches(source, batch_size=self.batch, seed=seed, rows=rows)
 

@@ -29,7 +29,7 @@ def claim(config: RunConfig) -> None:
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         if path.exists() and any((config.out / stage.name).exists() for stage in config.stages()):
-            _check_same(path, json.loads(text))
+            check_same(path, json.loads(text), what="a run")
         partial = path.with_name(".config.json.partial")
         partial.write_text(text)
         partial.replace(path)
@@ -37,18 +37,23 @@ def claim(config: RunConfig) -> None:
         raise UserError(f"--out {config.out}: cannot be written ({error.strerror}): choose another place") from None
 
 
-def _check_same(path: Path, wanted: dict[str, Any]) -> None:
+def check_same(path: Path, wanted: dict[str, Any], *, what: str) -> None:
+    """Check that a JSON file says what is wanted, but for what may change when a run goes on.
+
+    Raises:
+        UserError: it does not; the message names what differs, and calls the file's directory ``what``.
+    """
     try:
         found = dict(_leaves(json.loads(path.read_text())))
     except ValueError:
-        raise UserError(f"{path}: not a run's configuration: choose another --out") from None
+        raise UserError(f"{path}: not the configuration of {what}: choose another --out") from None
     new = dict(_leaves(wanted))
     names = [name for name in {**found, **new} if found.get(name) != new.get(name)]
     changed = [f"{name} {found.get(name)} -> {new.get(name)}" for name in names]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"{path.parent} holds a run of another configuration ({', '.join(changed[:3])}{more}): "
+            f"{path.parent} holds {what} of another configuration ({', '.join(changed[:3])}{more}): "
             "go on with its own, choose another --out, or remove it"
         )
 

@@ -36,6 +36,16 @@ def test_equal_scores_share_the_lowest_bucket_and_order_is_kept():
     assert MotionBuckets.fit([3.0]).bucket(3.0) == 1
 
 
+def test_the_map_of_a_union_is_that_of_its_clips():
+    low, high = np.linspace(0, 1, 2000), np.linspace(0.5, 3, 2000)
+    union = MotionBuckets.union([MotionBuckets.fit(low), MotionBuckets.fit(high)], (1.0, 1.0))
+    pooled = MotionBuckets.fit(np.concatenate([low, high]))
+    probes = np.linspace(0, 3, 50)
+    assert all(abs(union.bucket(x) - pooled.bucket(x)) <= 2 for x in probes)
+    weighted = MotionBuckets.union([MotionBuckets.fit(low), MotionBuckets.fit(high)], (3.0, 1.0))
+    assert weighted.bucket(1.0) == pytest.approx(1 + 255 * (0.75 + 0.25 * 0.2), abs=2)
+
+
 def test_bad_thresholds_are_refused():
     for thresholds in ((1.0,), tuple(np.arange(254.0, 0.0, -1.0)), (float("nan"),) * 254):
         with pytest.raises(UserError, match="254 finite"):

@@ -1,9 +1,9 @@
-"""Batches: their form, determinism, exact resume, host slices, skipped videos, and real clips if given."""
+"""Batches: functions of their number, whoever makes them; bad videos, buckets, mixtures, real clips if given."""
 
-import itertools
-import json
 import logging
 import os
+from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from svdjax.data.decoding import decode_all
 from svdjax.data.motion import MotionBuckets
-from svdjax.data.pipeline import ClipSampling, batches, clip_batches, fixed_clips, to_unit
+from svdjax.data.pipeline import batches, clip_batches, fixed_clips, stream, to_unit
 from svdjax.data.records import ClipRecord, write_sprites
-from svdjax.data.sources import FolderSource, ShardSource
+from svdjax.data.sampling import ClipSampling
+from svdjax.data.sources import FolderSource, Mixture, ShardSource, geometry_of
 from svdjax.data.sprites import World
 from svdjax.errors import UserError
 from tests.data.clips import encode, numbers, ramp
@@ -34,9 +36,11 @@ def sprites(tmp_path_factory):
 class Listed:
     """A source in memory."""
 
+    motion_measure = "none"
+
     def __init__(self, videos, **notes):
         self.buckets = MotionBuckets.fit([0.0, 1.0])
-        base = {"fps": 10.0, "seconds": 2.0, "motion_score": 0.5}
+        base = {"fps": 10.0, "seconds": 2.0, "height": 32, "width": 48, "motion_score": 0.5}
         self.records = [
             ClipRecord(video=v, annotations=base | {"name": f"v{i}"} | notes) for i, v in enumerate(videos)
         ]
@@ -47,9 +51,25 @@ class Listed:
     def __getitem__(self, index):
         return self.records[index]
 
+    def geometry(self):
+        return geometry_of([record.annotations for record in self.records])
 
-def take(dataset, count):
-    return list(itertools.islice(dataset, count))
+
+class Numbers:
+    """A source of numbers, as items."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return {"number": np.int64(index)}
+
+
+def take(dataset, count, **options):
+    return list(islice(stream(dataset, **options), count))
 
 
 def same(first, second):
@@ -60,11 +80,12 @@ def same(first, second):
 
 
 def test_batches_have_the_promised_form(sprites):
-    (batch,) = take(clip_batches(sprites, ClipSampling(size=(16, 16), frames=6), batch_size=4, seed=0), 1)
+    batch = clip_batches(sprites, ClipSampling(size=(16, 16), frames=6), batch_size=4, seed=0)[0]
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "video": ((4, 6, 16, 16, 3), "uint8"),
         "fps": ((4,), "float32"),
         "motion_bucket": ((4,), "float32"),
+        "replaced": ((4,), "int32"),
     }
     np.testing.assert_allclose(batch["fps"], 7.0, rtol=2e-3)
     assert batch["motion_bucket"].min() >= 1 and batch["motion_bucket"].max() <= 255
@@ -73,9 +94,7 @@ def test_batches_have_the_promised_form(sprites):
 def test_clips_keep_their_own_bucket_and_caption(sprites):
     sampling = ClipSampling(size=(16, 16), frames=6, captions=True)
     known = {r.annotations["caption"]: r for r in (sprites[i] for i in range(20))}
-    from svdjax.data.decoding import decode_all
-
-    for batch in take(clip_batches(sprites, sampling, batch_size=5, seed=1, epochs=1), 4):
+    for batch in take(clip_batches(sprites, sampling, batch_size=5, seed=1), 4):
         for video, bucket, caption in zip(batch["video"], batch["motion_bucket"], batch["caption"], strict=True):
             record = known[caption]
             np.testing.assert_array_equal(video, decode_all(record.video).frames)
@@ -83,50 +102,42 @@ def test_clips_keep_their_own_bucket_and_caption(sprites):
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_the_same_seed_gives_the_same_batches(sprites, in_memory):
-    def run(seed, **options):
-        return take(clip_batches(sprites, RANDOM, batch_size=4, seed=seed, **options), 8)
+def test_a_batch_is_a_function_of_seed_and_number_alone(sprites, in_memory):
+    def dataset(seed, **options):
+        return clip_batches(sprites, RANDOM, batch_size=4, seed=seed, **options)
 
-    assert same(run(3), run(3, in_memory=in_memory, threads=4))
-    assert not same(run(3), run(4))
-
-
-def test_epochs_see_each_clip_once_in_a_new_order_with_new_randomness(sprites):
-    seen = take(clip_batches(sprites, RANDOM, batch_size=20, seed=0), 2)
-    assert sorted(seen[0]["motion_bucket"]) == sorted(seen[1]["motion_bucket"])
-    assert list(seen[0]["motion_bucket"]) != list(seen[1]["motion_bucket"])
-    assert not np.array_equal(np.sort(seen[0]["fps"]), np.sort(seen[1]["fps"]))
-    assert len(list(clip_batches(sprites, RANDOM, batch_size=6, seed=0, epochs=2))) == 40 // 6
+    whole = [dataset(3)[i] for i in range(8)]
+    other = dataset(3, in_memory=in_memory)
+    assert same(whole[::-1], [other[i] for i in range(7, -1, -1)])
+    assert same(whole, take(other, 8, threads=4)) and same(whole, take(other, 8, threads=0))
+    assert same(whole[5:], take(dataset(3), 3, start=5))
+    assert not same(whole, take(dataset(4), 8))
 
 
-@pytest.mark.parametrize("at", [0, 1, 4, 7])
-def test_resuming_is_exact(sprites, at):
+@pytest.mark.parametrize("rows", [[0], [2, 3], [3, 1, 0]])
+def test_a_host_makes_its_rows_of_the_same_batches(sprites, rows):
+    whole = take(clip_batches(sprites, RANDOM, batch_size=4, seed=3), 3)
+    part = take(clip_batches(sprites, RANDOM, batch_size=4, seed=3, rows=rows), 3)
+    assert same(part, [{key: values[rows] for key, values in batch.items()} for batch in whole])
+
+
+def test_worker_processes_make_the_same_batches(sprites):
     dataset = clip_batches(sprites, RANDOM, batch_size=4, seed=3)
-    whole = take(dataset, 10)
-    iterator = iter(dataset)
-    for _ in range(at):
-        next(iterator)
-    state = json.loads(json.dumps(iterator.get_state()))
-    assert all(isinstance(value, int) for value in state.values())
-    fresh = iter(clip_batches(sprites, RANDOM, batch_size=4, seed=3, in_memory=False, threads=1))
-    fresh.set_state(state)
-    assert same([next(fresh) for _ in range(10 - at)], whole[at:])
-    iterator.set_state(state)
-    assert same([next(iterator) for _ in range(10 - at)], whole[at:])
+    assert same(take(dataset, 5, start=1), take(dataset, 5, start=1, workers=2, threads=1))
 
 
-@pytest.mark.parametrize("hosts", [1, 3, 4])
-def test_hosts_share_the_clips_out(sprites, hosts):
-    captions = ClipSampling(size=(16, 16), frames=6, captions=True)
-    shares = [
-        {
-            b["caption"][0]
-            for b in clip_batches(sprites, captions, batch_size=1, seed=0, host=h, hosts=hosts, epochs=1)
-        }
-        for h in range(hosts)
-    ]
-    assert set.union(*shares) == {sprites[i].annotations["caption"] for i in range(20)}
-    assert sum(len(share) for share in shares) == len(set.union(*shares))
+@pytest.mark.parametrize("batch_size", [4, 7, 45])
+def test_every_pass_holds_each_item_once_in_a_new_order(batch_size):
+    dataset = batches(Numbers(20), batch_size=batch_size, seed=0)
+    seen = np.concatenate([dataset[i]["number"] for i in range(-(-60 // batch_size))])[:60].reshape(3, 20)
+    np.testing.assert_array_equal(np.sort(seen), np.tile(np.arange(20), (3, 1)))
+    assert len({tuple(order) for order in seen}) == 3
+
+
+def test_a_clip_is_cut_anew_in_every_pass(sprites):
+    first, second = take(clip_batches(sprites, RANDOM, batch_size=20, seed=0), 2)
+    assert sorted(first["motion_bucket"]) == sorted(second["motion_bucket"])
+    assert not np.isin(first["fps"], second["fps"]).any()
 
 
 def test_clips_start_anywhere_and_keep_their_rate():
@@ -154,23 +165,27 @@ def test_mirroring_is_half_of_the_clips():
     assert 0.35 < mirrored.mean() < 0.65
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_bad_videos_are_left_out_and_named(caplog, in_memory):
-    good = encode(ramp(20))
-    source = Listed([good] * 9 + [b"rotten"])
+def test_bad_videos_are_replaced_counted_and_named(caplog):
+    source = Listed([encode(ramp(20))] * 9 + [b"rotten"])
     sampling = ClipSampling(frames=4, fps=(4.0, 5.0), size=(8, 8))
+    dataset = clip_batches(source, sampling, batch_size=10, seed=0)
+    clean = clip_batches(Listed([encode(ramp(20))] * 10), sampling, batch_size=10, seed=0)
     with caplog.at_level(logging.WARNING):
-        seen = take(clip_batches(source, sampling, batch_size=3, seed=0, in_memory=in_memory), 12)
-    assert len(seen) == 12
-    assert caplog.text.count("v9 cannot be read") == 1
+        for number in range(4):
+            batch, wanted = dataset[number], clean[number]
+            assert batch["replaced"].sum() == 1 and not wanted["replaced"].any()
+            kept = batch["replaced"] == 0  # the others are not moved by it
+            np.testing.assert_array_equal(batch["video"][kept], wanted["video"][kept])
+            np.testing.assert_array_equal(batch["fps"][kept], wanted["fps"][kept])
+    assert caplog.text.count("skipped") == caplog.text.count("v9 cannot be read") == 1
+    assert same([dataset[0]], [clip_batches(source, sampling, batch_size=10, seed=0, in_memory=True)[0]])
 
 
-def test_a_video_that_fails_in_several_ways_counts_once(caplog):
-    whole = encode(ramp(20), container="matroska", gop=1)
-    source = Listed([whole] * 9 + [encode(ramp(8), container="matroska", gop=1)])
+def test_a_video_that_ends_early_is_replaced_too(caplog):
+    whole, short = (encode(ramp(count), container="matroska", gop=1) for count in (20, 8))
     sampling = ClipSampling(frames=4, fps=(4.0, 5.0), size=(8, 8))
     with caplog.at_level(logging.WARNING):
-        assert len(take(clip_batches(source, sampling, batch_size=5, seed=0), 12)) == 12
+        take(clip_batches(Listed([whole] * 9 + [short]), sampling, batch_size=5, seed=0), 12)
     assert caplog.text.count("skipped") == caplog.text.count("v9 ends before") == 1
 
 
@@ -196,23 +211,89 @@ def test_too_many_bad_videos_stop_the_run(videos, notes, message, caplog):
 def test_few_videos_fill_a_larger_batch_with_different_clips():
     source = Listed([encode(ramp(20))] * 2)
     sampling = ClipSampling(frames=2, fps=(4.0, 5.0), size=(8, 8))
-    (batch,) = take(clip_batches(source, sampling, batch_size=6, seed=0), 1)
+    batch = clip_batches(source, sampling, batch_size=6, seed=0)[0]
     assert batch["video"].shape == (6, 2, 8, 8, 3)
     assert len({clip.tobytes() for clip in batch["video"]}) > 2
 
 
 def test_impossible_requests_are_refused_at_once(sprites):
-    with pytest.raises(UserError, match="do not fill a batch"):
-        clip_batches(sprites, RANDOM, batch_size=21, seed=0, epochs=1)
-    with pytest.raises(UserError, match="do not fill a batch"):
-        clip_batches(sprites, RANDOM, batch_size=6, seed=0, hosts=4, epochs=1)
-    with pytest.raises(UserError, match="do not fill a batch"):
-        clip_batches(sprites, RANDOM, batch_size=1, seed=0, hosts=21)
+    for rows in ([], [4], [-1, 2]):
+        with pytest.raises(UserError, match="a batch of 4 has no rows"):
+            clip_batches(sprites, RANDOM, batch_size=4, seed=0, rows=rows)
+    with pytest.raises(UserError, match="the data set is empty"):
+        batches(Numbers(0), batch_size=4, seed=0)
     with pytest.raises(UserError, match="mirrored"):
         ClipSampling(flip=True, captions=True)
-    for wrong in ({"frames": 0}, {"fps": (8.0, 7.0)}, {"fps": (0.0, 7.0)}, {"size": (0, 4)}):
+    for wrong in (
+        {"frames": 0},
+        {"fps": (8.0, 7.0)},
+        {"fps": (0.0, 7.0)},
+        {"size": (0, 4)},
+        {"buckets": ((1, 0, 4),)},
+    ):
         with pytest.raises(UserError, match="positive"):
             ClipSampling(**wrong)
+
+
+def test_an_error_that_is_not_expected_passes_through():
+    class Failing(Numbers):
+        def __getitem__(self, index):
+            raise UserError("the disk is gone")
+
+    with pytest.raises(UserError, match="the disk is gone"):
+        batches(Failing(3), batch_size=1, seed=0)[0]
+
+
+def test_a_mixture_is_drawn_in_the_proportions_of_its_weights():
+    names = ["a"] * 3 + ["b"] * 30
+    sources = [Listed([encode(ramp(20))] * count, caption=name) for name, count in (("a", 3), ("b", 30))]
+    mixture = Mixture(sources, (3.0, 1.0))
+    assert [mixture[i].annotations["caption"] for i in range(33)] == names
+    sampling = ClipSampling(frames=1, fps=(4.0, 5.0), size=(8, 8), captions=True)
+    drawn = take(clip_batches(mixture, sampling, batch_size=8, seed=0), 10)
+    assert Counter(caption for batch in drawn for caption in batch["caption"]) == {"a": 60, "b": 20}
+
+
+def test_a_mixture_of_unlike_parts_is_refused():
+    one, other = Listed([b""]), Listed([b""])
+    other.motion_measure = "pixels"
+    with pytest.raises(UserError, match="different kinds"):
+        Mixture([one, other], (1.0, 1.0))
+    for weights in ((), (1.0,), (1.0, 0.0), (1.0, float("inf"))):
+        with pytest.raises(UserError, match="one positive weight for each"):
+            Mixture([one, one], weights)
+
+
+def shaped(height, width, frames=20, count=1):
+    notes = {"height": height, "width": width, "seconds": frames / 10}
+    return Listed([encode(ramp(frames, height, width))] * count, **notes)
+
+
+BUCKETS = ClipSampling(fps=(4.0, 5.0), buckets=((4, 8, 8), (4, 8, 12), (2, 8, 12), (4, 16, 24), (4, 64, 96)))
+
+
+@pytest.mark.parametrize(
+    ("video", "shape"),
+    [
+        ((32, 32, 20), (4, 8, 8)),
+        ((32, 48, 20), (4, 16, 24)),  # the largest that need not be enlarged
+        ((12, 18, 20), (4, 8, 12)),
+        ((32, 48, 6), (2, 8, 12)),  # too short for more frames
+        ((32, 34, 20), (4, 8, 8)),
+    ],
+)
+def test_a_video_takes_the_bucket_that_suits_it(video, shape):
+    assert BUCKETS.shape_of(shaped(*video)[0].annotations) == shape
+
+
+def test_buckets_come_as_often_as_their_clips_and_one_at_a_time():
+    source = Mixture([shaped(32, 32, count=2), shaped(32, 48, count=6)], (1.0, 3.0))
+    dataset = clip_batches(source, BUCKETS, batch_size=3, seed=0)
+    shapes = Counter(dataset[i]["video"].shape for i in range(60))
+    assert set(shapes) == {(3, 4, 8, 8, 3), (3, 4, 16, 24, 3)}
+    # 60 draws with probability 1/4: 15 expected, standard deviation 3.4.
+    assert 5 <= shapes[3, 4, 8, 8, 3] <= 25
+    assert same([dataset[7]], [clip_batches(source, BUCKETS, batch_size=3, seed=0)[7]])
 
 
 def test_fixed_clips_never_change(sprites):
@@ -232,12 +313,6 @@ def test_fixed_clips_leave_out_bad_videos_until_they_are_too_many(caplog):
     assert len(list(fixed_clips(some, sampling))) == 19 and "skipped" in caplog.text
     with pytest.raises(UserError, match="1 of 2 clips cannot be used"):
         list(fixed_clips(Listed([encode(ramp(20)), b"rotten"]), sampling))
-
-
-def test_anything_with_an_index_can_be_batched():
-    items = [{"latent": np.full(2, i, np.float32)} for i in range(10)]
-    (batch,) = take(batches(items, batch_size=10, seed=0, epochs=1), 1)
-    assert sorted(batch["latent"][:, 0]) == list(range(10))
 
 
 def test_bytes_become_the_unit_range_on_the_device():

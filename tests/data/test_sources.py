@@ -10,8 +10,11 @@ import pytest
 
 from svdjax.data import sources
 from svdjax.data.decoding import Frames
+from svdjax.data.opening import open_mixture, open_source
+from svdjax.data.pipeline import clip_batches
 from svdjax.data.records import write_shards
-from svdjax.data.sources import ANNOTATIONS, FolderSource, InMemory, ShardSource, open_source
+from svdjax.data.sampling import ClipSampling
+from svdjax.data.sources import ANNOTATIONS, FolderSource, InMemory, Mixture, ShardSource
 from svdjax.errors import UserError
 from tests.data.clips import encode, ramp, turned
 
@@ -46,7 +49,7 @@ def test_a_folder_is_measured_in_order_of_names(folder):
 
 def test_measurements_are_kept_until_a_file_changes(folder, monkeypatch):
     first = FolderSource(folder)
-    monkeypatch.setattr(sources, "motion_score", lambda file: 99.0)
+    monkeypatch.setattr(sources, "motion_score", lambda file, name: 99.0)
     again = FolderSource(folder)
     assert [again[i] for i in range(5)] == [first[i] for i in range(5)]
     os.utime(folder / "c.avi", (time.time(), time.time() + 10))
@@ -54,10 +57,20 @@ def test_measurements_are_kept_until_a_file_changes(folder, monkeypatch):
     assert [changed[i].annotations["motion_score"] == 99.0 for i in range(5)] == [False, False, True, False, False]
 
 
+def test_motion_buckets_stay_when_files_come_and_go(folder):
+    before = FolderSource(folder).buckets
+    for shift in range(3):
+        (folder / f"moving{shift}.mp4").write_bytes(encode(np.roll(ramp(8), 4 * shift, axis=2)[:, :, ::-1]))
+    (folder / "a.mp4").unlink()
+    assert len(FolderSource(folder)) == 7 and FolderSource(folder).buckets == before
+    (folder / ANNOTATIONS).unlink()
+    assert FolderSource(folder).buckets != before
+
+
 def test_a_broken_cache_is_made_again(folder):
     (folder / ANNOTATIONS).write_text("{{{")
     assert len(FolderSource(folder)) == 5
-    assert len(json.loads((folder / ANNOTATIONS).read_text())) == 5
+    assert len(json.loads((folder / ANNOTATIONS).read_text())["clips"]) == 5
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(folder, caplog, monkeypatch):
@@ -110,8 +123,28 @@ def test_a_folder_becomes_shards(folder, tmp_path):
 
 
 def test_in_memory_decodes_once(folder, monkeypatch):
-    source = InMemory(FolderSource(folder), (16, 24))
+    source = InMemory(FolderSource(folder), ClipSampling(size=(16, 24)))
     first = source[3]
     assert isinstance(first.video, Frames) and first.video.frames.shape == (8, 16, 24, 3)
     np.testing.assert_allclose(first.video.times, [0, 0.05, 0.1, 0.3, 0.35, 0.6, 0.9, 1.0], atol=2e-3)
     assert source[np.int64(3)] is first
+
+
+def test_sources_are_sorted_into_buckets_without_reading_them(folder, tmp_path):
+    source = FolderSource(folder)
+    write_shards((source[i] for i in range(5)), tmp_path / "set", shards=2)
+    shards = open_source(tmp_path / "set")
+    for each in (source, shards, open_mixture([folder, tmp_path / "set"], (1.0, 1.0))):
+        known = [each[i].annotations for i in range(len(each))]
+        wanted = [[notes[name] for name in ("fps", "seconds", "height", "width")] for notes in known]
+        np.testing.assert_array_equal(each.geometry(), wanted)
+    (tmp_path / "set" / "geometry.npy").unlink()
+    with pytest.raises(UserError, match=r"holds no geometry\.npy"):
+        clip_batches(shards, ClipSampling(buckets=((1, 8, 8),)), batch_size=1, seed=0)
+
+
+def test_one_source_is_opened_as_it_is(folder):
+    assert isinstance(open_mixture([folder], ()), FolderSource)
+    both = open_mixture([folder, folder], (1.0, 2.0))
+    assert isinstance(both, Mixture) and len(both) == 10
+    assert both[7] == both[2] and both[-1].annotations["name"] == "sub/d.MOV"

@@ -1,0 +1,150 @@
+"""A latent cache: what the frozen encoders make of each clip, as ArrayRecord shards, one index beside each.
+
+A record is a safetensors file of the arrays of one training item. ``latents-00003.json`` says what is in
+``latents-00003.array_record`` and appears after it: a shard with an index is whole. ``dataset.json``, written last,
+holds ``format``, the ``shards`` and the ``motion_thresholds`` of the clips; ``clips.npy`` [clips, 4] the frames,
+height and width of each clip, and how often it is drawn.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from safetensors.numpy import load, save
+
+from svdjax.data.drawing import Group
+from svdjax.data.motion import MotionBuckets
+from svdjax.errors import UserError
+from svdjax.typing import ndarray
+
+FORMAT = "svdjax-latents-1"
+SETTINGS = "cache.json"  # what the cache is made from; there from the start
+INDEX = "dataset.json"
+TABLE = "clips.npy"
+
+
+class LatentCache:
+    """The items of a finished cache: dicts of arrays, float32 whatever they are kept in.
+
+    Attributes:
+        buckets: the map from motion scores to the motion buckets that the items hold.
+        groups: which items are drawn together, and how often.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """
+        Raises:
+            UserError: the cache is not finished, of another format, or a shard is missing or damaged.
+        """
+        index = _read_json(directory / INDEX)
+        if index.get("format") != FORMAT:
+            raise UserError(f"{directory} holds no finished latent cache: run svdjax precompute again")
+        self.buckets = MotionBuckets(thresholds=tuple(index["motion_thresholds"]))
+        self._directory = directory
+        shards = [directory / name for name in index["shards"]]
+        if missing := [shard.name for shard in shards if not shard.is_file()]:
+            raise UserError(f"{directory} lacks {', '.join(missing)}: copy the cache again")
+        try:
+            table = np.load(directory / TABLE)
+            self._records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{directory} is damaged ({error}): copy the cache again") from None
+        if len(self._records) != len(table):
+            raise UserError(f"{directory} holds {len(self._records)} clips, not {len(table)}: copy the cache again")
+        self.groups = _groups(table)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, ndarray]:
+        """
+        Raises:
+            UserError: the record is damaged.
+        """
+        try:
+            arrays = load(self._records[index])
+        except Exception as error:  # safetensors has an exception of its own, ArrayRecord a RuntimeError
+            raise UserError(
+                f"clip {index} of {self._directory} is damaged ({error}): copy the cache again"
+            ) from None
+        return {name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in arrays.items()}
+
+
+def is_cache(directory: Path) -> bool:
+    """Whether a directory holds a latent cache, finished or not."""
+    return (directory / SETTINGS).exists()
+
+
+def shard_name(number: int) -> str:
+    return f"latents-{number:05d}.array_record"
+
+
+def read_shard_index(directory: Path, number: int) -> dict[str, Any] | None:
+    """What `write_shard` was told of a shard; None if that is not whole."""
+    index = _read_json((directory / shard_name(number)).with_suffix(".json"))
+    return index if "clips" in index and (directory / shard_name(number)).exists() else None
+
+
+def write_shard(
+    directory: Path, number: int, items: Iterable[Mapping[str, ndarray]], index: Mapping[str, Any]
+) -> None:
+    """Write the items of a shard, then its index, each under another name first.
+
+    Args:
+        items: the arrays of each clip. They may fill ``index`` while they are made.
+        index: ``clips``, a row of ``clips.npy`` for each item; and whatever else is to be known of the shard.
+    """
+    path = directory / shard_name(number)
+    partial = path.with_suffix(".partial")
+    writer = ArrayRecordWriter(str(partial), "group_size:1")
+    try:
+        for item in items:
+            writer.write(save({name: np.array(value, order="C") for name, value in item.items()}))
+    finally:
+        writer.close()
+    partial.replace(path)
+    write_json(path.with_suffix(".json"), index)
+
+
+def finish(directory: Path, shards: int, buckets: MotionBuckets) -> bool:
+    """Write the index of the whole cache if all its shards are there, and say whether they are."""
+    indices = [read_shard_index(directory, number) for number in range(shards)]
+    if None in indices:
+        return False
+    table = np.array([row for index in indices for row in index["clips"]], float).reshape(-1, 4)
+    with (directory / f"{TABLE}.partial").open("wb") as file:
+        np.save(file, table)
+    (directory / f"{TABLE}.partial").replace(directory / TABLE)
+    # An ArrayRecord without records cannot be opened.
+    names = [shard_name(number) for number, index in enumerate(indices) if index["clips"]]
+    write_json(
+        directory / INDEX, {"format": FORMAT, "shards": names, "motion_thresholds": list(buckets.thresholds)}
+    )
+    return True
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _groups(table: ndarray) -> list[Group]:
+    rows, group_of = np.unique(table, axis=0, return_inverse=True)
+    groups = []
+    for number, (*shape, weight) in enumerate(rows):
+        indices = np.flatnonzero(group_of.ravel() == number)
+        groups.append(Group(shape=tuple(map(int, shape)), indices=indices, weight=weight * len(indices)))
+    return groups

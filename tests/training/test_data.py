@@ -1,0 +1,45 @@
+"""The data of a run as its configuration names it: mixtures, and held-out clips of several shapes."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from svdjax.data.records import write_sprites
+from svdjax.data.sampling import ClipSampling
+from svdjax.data.sprites import World
+from svdjax.training.data import DataConfig, open_clips
+
+BUCKETS = ClipSampling(buckets=((2, 16, 16), (2, 8, 16)))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for name, height in (("square", 16), ("wide", 8)):
+        write_sprites(World(height=height, width=16, frames=4), root / name, seed=0, count=6)
+    return root
+
+
+def opened(folders, **changes):
+    square, wide = folders / "square", folders / "wide"
+    config = {"train": square, "validation": square, "also": (wide,), "weights": (3.0, 1.0), "sampling": BUCKETS}
+    return open_clips(DataConfig(**config | changes), Console(quiet=True))
+
+
+def test_a_run_can_mix_sources_of_several_shapes(folders):
+    clips = opened(folders)
+    assert len(clips.train) == 12
+    batches = clips.batches(batch=3, seed=0)
+    shapes = {batches[i]["video"].shape for i in range(12)}
+    assert shapes == {(3, 2, 16, 16, 3), (3, 2, 8, 16, 3)}
+    assert clips.batches(batch=3, seed=0, frames=1)[0]["video"].shape[1] == 1
+
+
+def test_held_out_batches_hold_one_shape_each(folders):
+    clips = opened(folders, also=(), weights=())
+    mixed = type(clips)(clips.config, clips.train, opened(folders).train)
+    batches = mixed.held_out(batch=4, count=3)
+    assert [batch["video"].shape for batch in batches] == [(4, 2, 16, 16, 3), (4, 2, 8, 16, 3)]
+    again = mixed.held_out(batch=4, count=3)
+    assert all(np.array_equal(a["video"], b["video"]) for a, b in zip(batches, again, strict=True))
+    assert len(mixed.held_out(batch=4, count=1)) == 1
