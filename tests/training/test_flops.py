@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from svdjax.models.clip_vision import CLIPVision, CLIPVisionConfig
 from svdjax.models.params import abstract, flat_params, load_flat
+from svdjax.models.remat import BLOCKS
 from svdjax.models.unet import UNet, UNetConfig
 from svdjax.models.vae import VAE, VAEConfig
 from svdjax.training.flops import clip_shapes, count, count_training, peak_flops, sampling_flops, stage_flops
