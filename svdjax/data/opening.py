@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from svdjax.data import tfds
 from svdjax.data.cache import LatentCache, is_cache
 from svdjax.data.sources import ClipSource, FolderSource, Mixture, ShardSource
 from svdjax.errors import UserError
@@ -11,12 +12,16 @@ from svdjax.errors import UserError
 def open_source(where: str | Path, *, max_bad: float = 0.1) -> ClipSource | LatentCache:
     """What is in a directory: a latent cache, shards where there is a ``dataset.json``, else video files.
 
+    ``tfds:NAME`` opens a data set of TensorFlow Datasets instead (see `tfds.TFDSSource`).
+
     Args:
         max_bad: share of the clips that may be unreadable.
 
     Raises:
-        UserError: no such directory, or no clips in it.
+        UserError: no such directory or data set, or no clips in it.
     """
+    if str(where).startswith(tfds.PREFIX):
+        return tfds.TFDSSource(str(where), max_bad=max_bad)
     directory = Path(where)
     if is_cache(directory):
         return LatentCache(directory)

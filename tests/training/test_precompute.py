@@ -122,7 +122,8 @@ def test_cached_draws_are_noised_first_frames(root, model):
     task = task_of(MODEL)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 2))(row_keys(jax.random.key(0), jnp.array([6])))
     request = task.request_from_batch(
-        {**to_batch([items[6]]), "video": to_unit(jnp.asarray(items[6]["video"])[None])}, keys
+        {**jax.tree.map(jnp.asarray, to_batch([items[6]])), "video": to_unit(jnp.asarray(items[6]["video"])[None])},
+        keys,
     )
     wanted = model.vae.encode(request.image + request.noise_aug[:, None, None, None] * request.noise).mode()
     np.testing.assert_allclose(cached[6]["cond_latents"][2], wanted[0], rtol=2e-3, atol=2e-3)  # kept in float16
