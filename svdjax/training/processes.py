@@ -11,14 +11,15 @@ from rich.console import Console
 from svdjax.errors import UserError
 
 # Seconds without a sign of life after which a process is given up for dead, and the others end too.
-HEARTBEAT = 100
+_HEARTBEAT = 100
 
 
 def start() -> None:
     """Join the other processes of this run; before anything else is done with JAX.
 
     On Cloud TPU, GKE and Slurm the addresses are found out; elsewhere they come from the environment variables
-    ``JAX_COORDINATOR_ADDRESS`` (``host:port`` of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+    ``JAX_COORDINATOR_ADDRESS`` (``host:port`` of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. A process
+    that gives no sign of life for ``SVDJAX_HEARTBEAT`` seconds (100) is taken for dead, and the others end.
 
     Raises:
         UserError: the processes do not find each other, or a variable is missing.
@@ -31,7 +32,8 @@ def start() -> None:
         name.lower(): value if name.endswith("ADDRESS") else int(value) for name, value in given.items() if value
     }
     try:
-        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=HEARTBEAT)
+        heartbeat = int(os.environ.get("SVDJAX_HEARTBEAT", _HEARTBEAT))
+        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"--distributed: the processes did not find each other ({reason})") from None
