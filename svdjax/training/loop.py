@@ -86,7 +86,7 @@ def train(
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[int], bool]]:
-    """While active, SIGTERM and SIGINT no longer kill: they make the yielded function, asked after a step, say True.
+    """While active, SIGTERM and SIGINT do not kill: they make the yielded function, asked after a step, say True.
 
     With several processes it suffices that one gets the signal, and all say True after the same step: they agree
     on it by JAX's preemption service, which takes SIGTERM itself. A second SIGINT kills.

@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(argv, default=DEMO)
     if config.distributed:
         processes.start()
-    run(config)
+    with processes.explain_loss():
+        run(config)
     return 0
 
 

@@ -22,7 +22,8 @@ def main(root: str, name: str, steps: str, several: str) -> int:
     """As ``svdjax train`` does; the initial weights come from NumPy, for compiling the initialisers takes long."""
     if several == "yes":
         processes.start()
-    with mock.patch.object(sys.modules["svdjax.training.run"], "drawn", random_start):
+    drawn = mock.patch.object(sys.modules["svdjax.training.run"], "drawn", random_start)
+    with drawn, processes.explain_loss():
         run(config(Path(root), name, int(steps)))
     return 0
 
