@@ -38,6 +38,7 @@ def start(root: Path, name: str, *, processes: int, steps: int = STEPS) -> list[
     if processes > 1:
         # No compilation cache: the first process alone writes it, and would be too far ahead of the other for gloo.
         env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+        env |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}
     else:
         env |= {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled"), **CACHE_ALL}
     return [
