@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from svdjax.compilation import keep_compiled
 from svdjax.errors import UserError
 
 # Command: its options and the module that holds them beside ``run(options)``; a module is imported when needed.
@@ -39,6 +40,7 @@ def _dispatch(name: str, argv: Sequence[str]) -> object:
         raise UserError(f"svdjax {name}: no such command; {hint}")
     module_name, options, _ = COMMANDS[name]
     module = importlib.import_module(module_name)
+    keep_compiled()
     if options is None:  # the configuration file decides what the options are
         return module.main(argv)
     return module.run(tyro.cli(getattr(module, options), args=argv, prog=f"svdjax {name}"))

@@ -16,8 +16,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as splash_mask,
 )
-from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
+from jax.sharding import PartitionSpec
 
+from svdjax.models.sharding import spec_of
 from svdjax.typing import Array, Float
 
 # Score matrices of up to this many numbers are made whole: 7 M on a CPU, 512 M (2 GiB in float32) elsewhere.
@@ -32,44 +33,35 @@ _SPLASH_BLOCKS = (1152, 1024, 768, 512)
 
 
 def attention(
-    q: Float[Array, "b s n d"], k: Float[Array, "b s_k n d"], v: Float[Array, "b s_k n d"]
-) -> Float[Array, "b s n d"]:
+    q: Float[Array, "b *s n d"], k: Float[Array, "b *s_k n d"], v: Float[Array, "b *s_k n d"]
+) -> Float[Array, "b *s n d"]:
     """``softmax(q k^T / sqrt(d)) v`` per head, with memory linear in the number of tokens where that matters.
 
-    Under a mesh (``jax.set_mesh``) each device works on its share of the batch, so none of the loops and
-    kernels below ever spans devices.
+    Under a mesh (``jax.set_mesh``) each device works on its share of the batch and of the columns of queries, and
+    sees all keys: so none of the loops and kernels below ever spans devices.
 
     Args:
-        q: queries.
-        k: keys.
+        q: queries, one after the other or as an image ``[b, h, w, n, d]``.
+        k: keys, likewise.
         v: values.
 
     Returns:
         The attended values in the dtype of ``q``.
     """
-    axes = _batch_axes(q.shape[0])
-    if not axes:
+    queries = spec_of(q.shape, "b h w n d" if q.ndim == 5 else "b ...")
+    if not any(queries):
         return _attention_on_one_device(q, k, v)
-    spec = PartitionSpec(axes)
-    return jax.shard_map(_attention_on_one_device, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
-
-
-def _batch_axes(batch: int) -> tuple[str, ...]:
-    """The mesh axes over which a batch of this size divides evenly, in the mesh's order."""
-    mesh = get_abstract_mesh()
-    if mesh.empty or any(kind == AxisType.Manual for kind in mesh.axis_types):
-        return ()
-    axes, parts = [], 1
-    for name, size in mesh.shape.items():
-        if size > 1 and batch % (parts * size) == 0:
-            axes.append(name)
-            parts *= size
-    return tuple(axes)
+    keys = PartitionSpec(queries[0])
+    return jax.shard_map(
+        _attention_on_one_device, in_specs=(queries, keys, keys), out_specs=queries, check_vma=False
+    )(q, k, v)
 
 
 def _attention_on_one_device(q: Array, k: Array, v: Array) -> Array:
     accelerator = _cudnn_or_xla if jax.default_backend() == "gpu" else _whole_or_blocked_on_accelerator
-    return lax.platform_dependent(q, k, v, cpu=_whole_or_blocked_on_cpu, tpu=_splash_or_xla, default=accelerator)
+    sequences = (x.reshape(len(x), -1, *x.shape[-2:]) for x in (q, k, v))
+    out = lax.platform_dependent(*sequences, cpu=_whole_or_blocked_on_cpu, tpu=_splash_or_xla, default=accelerator)
+    return out.reshape(q.shape)
 
 
 def _scores(q: Array, k: Array) -> int:
@@ -96,7 +88,7 @@ def _cudnn_or_xla(q: Array, k: Array, v: Array) -> Array:
 
 
 def _splash_or_xla(q: Array, k: Array, v: Array) -> Array:
-    if min(q.shape[1], k.shape[1]) >= _SPLASH_TOKENS and q.shape[-1] <= 128:
+    if k.shape[1] >= _SPLASH_TOKENS and q.shape[1] >= min(_SPLASH_BLOCKS) and q.shape[-1] <= 128:
         return _splash(q, k, v)
     return _whole_or_blocked_on_accelerator(q, k, v)
 
@@ -180,21 +172,21 @@ def _splash_sizes(rows: int, columns: int) -> splash.BlockSizes:
 
 
 def frame_attention(
-    q: Float[Array, "b t s n d"], k: Float[Array, "b t s n d"], v: Float[Array, "b t s n d"]
-) -> Float[Array, "b t s n d"]:
+    q: Float[Array, "b t *s n d"], k: Float[Array, "b t *s n d"], v: Float[Array, "b t *s n d"]
+) -> Float[Array, "b t *s n d"]:
     """Attention over the frames of every site, all to all.
 
     Sequences are a few tens of frames at many sites: bound by memory, so frames stay where they are instead
     of being moved next to the heads.
     """
     accumulate = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("btsnd,busnd->bsntu", q, k, preferred_element_type=accumulate)
+    scores = jnp.einsum("bt...nd,bu...nd->b...ntu", q, k, preferred_element_type=accumulate)
     weights = jax.nn.softmax(scores / math.sqrt(q.shape[-1]), axis=-1)
-    return jnp.einsum("bsntu,busnd->btsnd", weights.astype(v.dtype), v)
+    return jnp.einsum("b...ntu,bu...nd->bt...nd", weights.astype(v.dtype), v)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of ``[b, t, s, c]`` tokens: within a frame, over frames, or to context tokens."""
+    """Multi-head attention of ``[b, t, h, w, c]`` tokens: within a frame, over frames, or to context tokens."""
 
     def __init__(self, dim: int, *, head_dim: int, context_dim: int | None = None, rngs: nnx.Rngs) -> None:
         """Build the projections; ``context_dim`` is the width of the tokens attended to, None for ``dim``."""
@@ -204,32 +196,32 @@ class Attention(nnx.Module):
         self.v = nnx.Linear(context_dim or dim, dim, use_bias=False, rngs=rngs)
         self.out = nnx.Linear(dim, dim, rngs=rngs)
 
-    def within_frames(self, x: Float[Array, "b t s c"]) -> Float[Array, "b t s c"]:
+    def within_frames(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         """Every token attends to all tokens of its frame."""
-        b, t, s, c = x.shape
-        q, k, v = (self._heads(project(x.reshape(b * t, s, c))) for project in (self.q, self.k, self.v))
-        return self.out(attention(q, k, v).reshape(b, t, s, c))
+        frames = x.reshape(-1, *x.shape[2:])
+        q, k, v = (self._heads(project(frames)) for project in (self.q, self.k, self.v))
+        return self.out(attention(q, k, v).reshape(x.shape))
 
-    def over_frames(self, x: Float[Array, "b t s c"]) -> Float[Array, "b t s c"]:
+    def over_frames(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
         """Every token attends to the tokens at its site in all frames of its video."""
         q, k, v = (self._heads(project(x)) for project in (self.q, self.k, self.v))
         return self.out(frame_attention(q, k, v).reshape(x.shape))
 
     def to_context(
-        self, x: Float[Array, "b t s c"], context: Float[Array, "b s_k c_k"]
-    ) -> Float[Array, "b t_or_1 s_or_1 c"]:
-        """Every token attends to its video's context tokens; the result may have size 1 along t and s.
+        self, x: Float[Array, "b t h w c"], context: Float[Array, "b s_k c_k"]
+    ) -> Float[Array, "b t_or_1 h_or_1 w_or_1 c"]:
+        """Every token attends to its video's context tokens; the result may have size 1 along t, h and w.
 
         A softmax over one key is 1. With a single context token (SVD's image embedding) the result is
         therefore the same vector for every query: ``q``, ``k`` and the norm in front have no effect whatever
         their weights, and are not computed. They are parameters all the same, for checkpoints have them.
         """
         if context.shape[1] == 1:
-            return self.out(self.v(context))[:, None]
-        b, t, s, c = x.shape
-        q = self._heads(self.q(x.reshape(b, t * s, c)))
+            return self.out(self.v(context))[:, None, None]
+        b, t, h, w, c = x.shape
+        q = self._heads(self.q(x.reshape(b, t * h, w, c)))
         k, v = self._heads(self.k(context)), self._heads(self.v(context))
-        return self.out(attention(q, k, v).reshape(b, t, s, c))
+        return self.out(attention(q, k, v).reshape(x.shape))
 
     def _heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svdjax.models.layers import GroupNorm, TemporalConv, alpha_blend, conv3x3
+from svdjax.models.sharding import constrain
 from svdjax.typing import Array, Bool, Float
 
 Blend = Literal["spatial", "temporal"]
@@ -54,10 +55,10 @@ class ResBlock(nnx.Module):
         self, x: Float[Array, "b *t h w c"], emb: Float[Array, "b *t e"] | None = None
     ) -> Float[Array, "b *t h w c_out"]:
         """Apply to images ``[b, h, w, c]``, or to videos ``[b, t, h, w, c]`` where the block is temporal."""
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = constrain(self.conv1(jax.nn.silu(self.norm1(x))))
         if emb is not None:
             h = h + self.emb(jax.nn.silu(emb))[..., None, None, :]
-        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        h = constrain(self.conv2(jax.nn.silu(self.norm2(h))))
         return (self.shortcut(x) if hasattr(self, "shortcut") else x) + h
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 from svdjax.errors import UserError
 from svdjax.models.clip_text import CLIPText, CLIPTextConfig
 from svdjax.models.clip_vision import CLIPVision, CLIPVisionConfig
+from svdjax.models.remat import BLOCKS
 from svdjax.models.unet import UNet, UNetConfig
 from svdjax.models.vae import VAE, VAEConfig
 
@@ -133,7 +134,7 @@ class SVDConfig:
             UserError: the text is no JSON object, or a field is unknown or of another type.
         """
         try:
-            return _from_dict(cls, json.loads(text), where)
+            return _from_dict(cls, _updated(json.loads(text)), where)
         except (json.JSONDecodeError, TypeError, ValueError, UserError) as error:
             raise UserError(f"{where}: not a configuration of svdjax: {error}") from None
 
@@ -147,6 +148,14 @@ SV3D_DEFAULTS = SamplingDefaults(
     guidance_shape="triangle",
     noise_aug=1e-5,
 )
+
+
+def _updated(config: typing.Any) -> typing.Any:
+    """A configuration in which ``remat`` said only whether the UNet's blocks are recomputed, in today's words."""
+    unet = config.get("unet") if isinstance(config, dict) else None
+    if not isinstance(unet, dict) or not isinstance(unet.get("remat"), bool):
+        return config
+    return {**config, "unet": {**unet, "remat": list(BLOCKS) if unet["remat"] else []}}
 
 
 def _from_dict(cls: type, values: object, where: str) -> typing.Any:

@@ -1,11 +1,15 @@
 """The spatio-temporal transformer: attention within frames, to the context, and over frames."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from svdjax.models.attention import Attention
 from svdjax.models.layers import EmbeddingMLP, GroupNorm, alpha_blend, sinusoidal_embedding
+from svdjax.models.remat import Recomputed, call
+from svdjax.models.sharding import constrain
 from svdjax.typing import Array, Bool, Float
 
 
@@ -32,8 +36,18 @@ class TransformerBlock(nnx.Module):
     The temporal kind attends over frames instead of within them and has one more feed-forward in front.
     """
 
-    def __init__(self, dim: int, *, head_dim: int, context_dim: int, temporal: bool, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        head_dim: int,
+        context_dim: int,
+        temporal: bool,
+        remat: tuple[Recomputed, ...] = (),
+        rngs: nnx.Rngs,
+    ) -> None:
         self.is_temporal = temporal
+        self.remat = remat
         if temporal:
             self.norm_in = _layer_norm(dim, rngs)
             self.ff_in = FeedForward(dim, rngs=rngs)
@@ -44,14 +58,17 @@ class TransformerBlock(nnx.Module):
         self.norm3 = _layer_norm(dim, rngs)
         self.ff = FeedForward(dim, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b t s c"], context: Float[Array, "b s_k c_k"]) -> Float[Array, "b t s c"]:
+    def __call__(
+        self, x: Float[Array, "b t h w c"], context: Float[Array, "b s_k c_k"]
+    ) -> Float[Array, "b t h w c"]:
         """Apply to the tokens of a video; its frames share the context tokens."""
+        feed = partial(call, recompute="feed_forward" in self.remat)
         if self.is_temporal:
-            x = x + self.ff_in(self.norm_in(x))
+            x = x + feed(self.ff_in, self.norm_in(x))
         attend = self.attn1.over_frames if self.is_temporal else self.attn1.within_frames
         x = x + attend(self.norm1(x))
         x = x + self.attn2.to_context(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        return x + feed(self.ff, self.norm3(x))
 
 
 class Transformer(nnx.Module):
@@ -65,12 +82,14 @@ class Transformer(nnx.Module):
         head_dim: int,
         context_dim: int,
         temporal: bool = True,
+        remat: tuple[Recomputed, ...] = (),
         rngs: nnx.Rngs,
     ) -> None:
         """Build the blocks, with that many ``groups`` in the norm; without ``temporal`` an image model's."""
+        self.remat = remat
         self.norm = GroupNorm(channels, groups=groups, eps=1e-6, rngs=rngs)
         self.proj_in = nnx.Linear(channels, channels, rngs=rngs)
-        sizes = {"head_dim": head_dim, "context_dim": context_dim}
+        sizes = {"head_dim": head_dim, "context_dim": context_dim, "remat": remat}
         self.spatial = TransformerBlock(channels, **sizes, temporal=False, rngs=rngs)
         if temporal:
             self.temporal = TransformerBlock(channels, **sizes, temporal=True, rngs=rngs)
@@ -93,20 +112,22 @@ class Transformer(nnx.Module):
             temporal_context: other tokens for the temporal cross-attention.
             image_only: frames whose temporal stream is ignored (they are images, not parts of a video).
         """
-        b, t, h, w, c = x.shape
-        tokens = self.norm(x.reshape(b * t, h, w, c)).reshape(b, t, h * w, c)
-        tokens = self.spatial(self.proj_in(tokens), context)
+        t = x.shape[1]
+        tokens = self.norm(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
+        spatial, temporal = (partial(call, recompute=kind in self.remat) for kind in ("spatial", "temporal"))
+        tokens = spatial(self.spatial, self.proj_in(tokens), context=context)
         if hasattr(self, "temporal"):
-            moving = self.temporal(
+            moving = temporal(
+                self.temporal,
                 tokens + self._frame_positions(t, x.dtype),
-                context if temporal_context is None else temporal_context,
+                context=context if temporal_context is None else temporal_context,
             )
-            keep = None if image_only is None else image_only[:, :, None, None]
+            keep = None if image_only is None else image_only[:, :, None, None, None]
             tokens = alpha_blend(self.mix_factor[...], tokens, moving, keep)
-        return x + self.proj_out(tokens).reshape(x.shape)
+        return constrain(x + self.proj_out(tokens))
 
-    def _frame_positions(self, frames: int, dtype: jnp.dtype) -> Float[Array, "t 1 c"]:
+    def _frame_positions(self, frames: int, dtype: jnp.dtype) -> Float[Array, "t 1 1 c"]:
         # Sinusoids at least float32. They reach the temporal block alone, not the other side of the blend.
         indices = jnp.arange(frames, dtype=jnp.promote_types(dtype, jnp.float32))
         channels = self.proj_in.kernel.shape[0]
-        return self.frame_embed(sinusoidal_embedding(indices, channels))[:, None].astype(dtype)
+        return self.frame_embed(sinusoidal_embedding(indices, channels))[:, None, None].astype(dtype)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ from svdjax.models.layers import (
     conv3x3,
     sinusoidal_embedding,
 )
+from svdjax.models.remat import Recomputed, call
 from svdjax.models.resnet import VideoResBlock
+from svdjax.models.sharding import constrain
 from svdjax.models.transformer import Transformer
 from svdjax.typing import Array, Bool, Float
 
@@ -44,7 +46,8 @@ class UNetConfig:
             trained with ``"sgm"``; ``"diffusers"`` changes the fifth digit, for comparisons with it.
         norm_groups: of every group norm. 32 in all published models; a toy below 64 channels wants fewer, or each
             group has one channel and takes its mean from every image.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: kinds of block whose activations are recomputed in the backward pass instead of being kept; see
+            ``svdjax.models.remat``, whose ``BLOCKS`` is the usual choice.
     """
 
     in_channels: int = 8
@@ -58,7 +61,7 @@ class UNetConfig:
     temporal: bool = True
     norm_eps: Literal["sgm", "diffusers"] = "sgm"
     norm_groups: int = 32
-    remat: bool = False
+    remat: tuple[Recomputed, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail deep inside a layer.
@@ -71,6 +74,9 @@ class UNetConfig:
                 f"UNetConfig: attention has {len(self.attention)} levels and channels {len(self.channels)}: "
                 "give one entry per level"
             )
+        if unknown := sorted(set(self.remat) - set(get_args(Recomputed))):
+            kinds = ", ".join(get_args(Recomputed))
+            raise UserError(f"UNetConfig: remat names {', '.join(unknown)}: choose among {kinds}")
         check_norm_groups("UNetConfig", self.channels, self.norm_groups)
         attention = (*self.attention[:-1], True)  # the middle attends, and is as wide as the last level
         for channels, attends in zip(self.channels, attention, strict=True):
@@ -156,7 +162,7 @@ class Stage(nnx.Module):
         common = {"groups": config.norm_groups, "temporal": config.temporal, "rngs": rngs}
         emb_dim = 4 * config.channels[0]
         self.res = nnx.List(VideoResBlock(*pair, emb_dim=emb_dim, eps=(eps, eps), **common) for pair in widths)
-        sizes = {"head_dim": config.head_dim, "context_dim": config.context_dim}
+        sizes = {"head_dim": config.head_dim, "context_dim": config.context_dim, "remat": config.remat}
         self.attn = nnx.List(Transformer(out, **sizes, **common) for _ in range(attn))
         if downsample:
             self.downsample = Downsample(out, rngs=rngs)
@@ -231,10 +237,10 @@ class UNet(nnx.Module):
         """
         watch = watch or (lambda name, x: None)
         emb = self._embedding(x, c_noise, vector)
-        res = partial(_call, self.config.remat, emb=emb, image_only=image_only)
+        res = partial(call, recompute="residual" in self.config.remat, emb=emb, image_only=image_only)
         tokens = {"context": context, "temporal_context": temporal_context}
-        attn = partial(_call, self.config.remat, **tokens, image_only=image_only)
-        h = self.conv_in(x)
+        attn = partial(call, recompute="transformer" in self.config.remat, **tokens, image_only=image_only)
+        h = constrain(self.conv_in(constrain(x)))
         watch("conv_in", h)
         skips = [h]
         for level, stage in enumerate(self.down):
@@ -243,7 +249,7 @@ class UNet(nnx.Module):
                 h = h if transformer is None else attn(transformer, h)
                 skips.append(h)
             if hasattr(stage, "downsample"):
-                h = stage.downsample(h)
+                h = constrain(stage.downsample(h))
                 skips.append(h)
             watch(f"down.{level}", h)
 
@@ -256,11 +262,11 @@ class UNet(nnx.Module):
                 h = res(block, jnp.concatenate([h, skips.pop()], axis=-1))
                 h = h if transformer is None else attn(transformer, h)
             if hasattr(stage, "upsample"):
-                h = stage.upsample(h, skips[-1].shape[2:4])
+                h = constrain(stage.upsample(h, skips[-1].shape[2:4]))
             watch(f"up.{level}", h)
 
         h = self.norm_out(h.reshape(-1, *h.shape[2:])).reshape(h.shape)
-        out = self.conv_out(jax.nn.silu(h))
+        out = constrain(self.conv_out(jax.nn.silu(h)))
         watch("conv_out", out)
         return out
 
@@ -297,11 +303,3 @@ def _pairs(stage: Stage) -> list[tuple[VideoResBlock, Transformer | None]]:
     """The residual blocks of a level, each with the transformer that follows it, if any."""
     transformers = list(stage.attn) or [None] * len(stage.res)
     return list(zip(stage.res, transformers, strict=True))
-
-
-def _call(remat: bool, block: nnx.Module, x: Array, **inputs: Array | None) -> Array:
-    """Call a block; with ``remat`` its activations are recomputed in the backward pass."""
-    if not remat:
-        return block(x, **inputs)
-    graphdef, state = nnx.split(block)
-    return jax.checkpoint(lambda state, x, inputs: nnx.merge(graphdef, state)(x, **inputs))(state, x, inputs)

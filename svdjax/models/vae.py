@@ -8,15 +8,20 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from svdjax.models.attention import attention
 from svdjax.models.layers import GroupNorm, TemporalConv, Upsample, check_norm_groups, conv3x3
+from svdjax.models.remat import call
 from svdjax.models.resnet import ResBlock, VideoResBlock
-from svdjax.typing import Array, Float, Key
+from svdjax.models.sharding import constrain, context_size, spec_of
+from svdjax.typing import Array, Float, Key, PyTree
 
 NORM_EPS = 1e-6  # of every norm over one frame; both references agree
 TEMPORAL_NORM_EPS = 1e-5  # of the norms over a whole video; here too
+# Images are encoded together up to this many pixels: one of 576x1024 takes 0.4 GiB in bfloat16.
+_PIXELS_AT_ONCE = 576 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class VAEConfig:
         temporal_decoder: decode videos (SVD) instead of images one by one.
         norm_groups: of every group norm; as in :class:`svdjax.models.unet.UNetConfig`.
         post_quant_conv: a 1x1 convolution in front of the decoder (complete image autoencoders).
+        remat: recompute each layer's activations in the backward pass instead of keeping them.
     """
 
     channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -40,6 +46,7 @@ class VAEConfig:
     temporal_decoder: bool = True
     post_quant_conv: bool = False
     norm_groups: int = 32
+    remat: bool = False
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail deep inside a layer.
@@ -110,10 +117,9 @@ class FrameAttention(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Attend, and add the input."""
-        b, h, w, c = x.shape
-        tokens = self.norm(x).reshape(b, h * w, 1, c)
+        tokens = self.norm(x)[..., None, :]
         out = attention(self.q(tokens), self.k(tokens), self.v(tokens))
-        return x + self.out(out).reshape(b, h, w, c)
+        return x + self.out(out)[..., 0, :]
 
 
 class Downsample(nnx.Module):
@@ -177,6 +183,7 @@ class Encoder(nnx.Module):
         widths = config.channels
         last = len(widths) - 1
         block = functools.partial(ResBlock, eps=NORM_EPS)
+        self.remat = config.remat
         self.conv_in = conv3x3(3, widths[0], rngs=rngs)
         self.down = nnx.List(
             [
@@ -200,7 +207,7 @@ class Encoder(nnx.Module):
         """Mean and log-variance, one after the other on the channels."""
         x = self.conv_in(images)
         for layer in (layer for part in (*self.down, self.mid) for layer in part.layers()):
-            x = layer(x)
+            x = call(layer, x, recompute=self.remat)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 
@@ -216,6 +223,7 @@ class Decoder(nnx.Module):
         widths = config.channels[::-1]
         last = len(widths) - 1
         block = _video_block if config.temporal_decoder else functools.partial(ResBlock, eps=NORM_EPS)
+        self.remat = config.remat
         self.conv_in = conv3x3(config.latent_channels, widths[0], rngs=rngs)
         self.mid = Mid(widths[0], block, groups=config.norm_groups, rngs=rngs)
         self.up = nnx.List(
@@ -250,8 +258,21 @@ class Decoder(nnx.Module):
     def __call__(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 3"]:
         """Decode all frames at once."""
         for layer in self.layers():
-            z = layer(z) if is_temporal(layer) else each_frame(layer, z)
+            # the silu is no module
+            again = self.remat and isinstance(layer, nnx.Module)
+            run = functools.partial(call, layer, recompute=True) if again else layer
+            z = constrain(run(z) if is_temporal(layer) else each_frame(run, z))
         return z
+
+
+def _in_turn(layer: Callable[[Array], Array], images: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+    """Apply a layer to images, to as many at once as have few enough pixels."""
+    b, h, w, _ = images.shape
+    together = max((n for n in range(1, b + 1) if b % n == 0 and n * h * w <= _PIXELS_AT_ONCE), default=1)
+    if together == b:
+        return layer(images)
+    out = jax.lax.map(layer, images.reshape(-1, together, *images.shape[1:]))
+    return out.reshape(b, *out.shape[2:])
 
 
 def is_temporal(layer: Callable) -> bool:
@@ -293,17 +314,39 @@ class VAE(nnx.Module):
             self.post_quant_conv = nnx.Conv(channels, channels, (1, 1), rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 
-    def encode(self, images: Float[Array, "b h w 3"]) -> Gaussian:
-        """The distribution of the latents of images; fold a video's frames into the batch.
+    def encode(self, images: Float[Array, "b *t h w 3"]) -> Gaussian:
+        """The distribution of the latents of images, or of each frame of videos.
+
+        Large images are encoded one after the other, and the frames of one video share the devices of the mesh
+        axis "context": an image needs no other.
 
         Args:
             images: pixels in [-1, 1]; rows and columns multiples of ``config.factor``.
 
         Returns:
-            Latents ``[b, h / factor, w / factor, c]``, before the scaling factor.
+            Latents ``[b, *t, h / factor, w / factor, c]``, before the scaling factor.
         """
-        mean, logvar = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
+        alone = images.ndim == 4
+        moments = self._moments(images[:, None])[:, 0] if alone else constrain(self._moments(images))
+        mean, logvar = jnp.split(moments, 2, axis=-1)
         return Gaussian(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    def _moments(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h2 w2 c"]:
+        """Mean and log-variance of each frame."""
+        t = video.shape[1]
+        shares = context_size() if t > 1 else 1
+        video = jnp.pad(video, ((0, 0), (0, -t % shares), *[(0, 0)] * 3))
+        spec = spec_of(video.shape, "b frames ...")
+        graphdef, state = nnx.split((self.encoder, self.quant_conv))
+
+        def on_one_device(state: PyTree, video: Array) -> Array:
+            encoder, quant_conv = nnx.merge(graphdef, state)
+            return each_frame(lambda images: _in_turn(lambda x: quant_conv(encoder(x)), images), video)
+
+        if not any(spec):
+            return on_one_device(state, video)
+        split = jax.shard_map(on_one_device, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
+        return split(state, video)[:, :t]
 
     def decode(self, z: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 3"]:
         """Frames of videos, all at once; see ``svdjax.sampling.decode`` for long or large ones.

@@ -11,8 +11,9 @@
 import json
 import logging
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,10 +61,17 @@ class Checkpoints:
         # A function, for orbax copies its options deeply, and a bound method with all of this object.
         context.async_options.post_finalization_callback = lambda: self._seal()
         with self._explained("cannot be used"):
+            if jax.process_index() == 0:
+                self._remove_partial()
             self._checkpointer = ocp.training.Checkpointer(
-                self._directory, context=context, preservation_policy=self, cleanup_tmp_directories=True
+                self._directory, context=context, preservation_policy=self
             )
             self._losses = self._look()
+
+    def _remove_partial(self) -> None:
+        """Remove what a killed run did not finish; orbax would do so while it saves the step anew."""
+        for partial in self._directory.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(partial)
 
     def _look(self) -> dict[int, float | None]:
         """Validation losses of the whole checkpoints, by step; names the others."""
@@ -91,7 +99,8 @@ class Checkpoints:
                 raise
             log.warning("%s", failed)  # what ended the run is raised
         finally:
-            self._checkpointer.close()
+            with suppress(OSError, ValueError):  # of a save whose failure `wait` has said
+                self._checkpointer.close()
 
     @property
     def latest(self) -> int | None:
@@ -107,7 +116,7 @@ class Checkpoints:
             state: named by its step; it may be given away (donated) once this returns.
             position: where the data goes on, the same in every process; what JSON can hold.
             config: the resolved configuration as JSON.
-            loss: of the validation at this step, where there was one.
+            loss: of the newest validation, where there was one.
 
         Raises:
             UserError: the state has values that are not finite, or this or the last save failed (a full disk).
@@ -207,6 +216,8 @@ class Checkpoints:
 
 def _reason(error: Exception) -> str:
     """In a few words: tensorstore says every call and path on the way to "No space left on device"."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     first = next(iter(str(error).splitlines()), type(error).__name__)

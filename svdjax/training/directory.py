@@ -9,11 +9,11 @@ from svdjax.errors import UserError
 from svdjax.training.config import RunConfig
 from svdjax.training.stage import INTERVALS
 
-# What may change when a run goes on: names of fields, wherever they are. All but the learning rate change nothing
-# that is trained, and a run that diverged is to go on with a lower rate.
+# What may change when a run goes on: names of fields, wherever they are. All but the learning rate and what becomes
+# of bad steps change nothing that is trained, and a run that diverged is to go on with another of these.
 _FREE = {
     *INTERVALS,
-    *("out", "export_dtype", "keep", "in_memory", "log", "profile", "rate"),
+    *("out", "export_dtype", "keep", "in_memory", "log", "profile", "rate", "bad"),
     *("mesh", "distributed", "offload", "accumulate", "threads", "workers"),
 }
 

@@ -1,4 +1,4 @@
-"""What happens besides the steps: the log and the status line, validation, samples, checkpoints, a profile."""
+"""What happens besides the steps: the guard, the log and the status line, validation, samples, a profile."""
 
 import json
 import platform
@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from svdjax.conversion.output import finished
+from svdjax.errors import UserError
 from svdjax.models.svd import SVDConfig
 from svdjax.progress import step_bar
-from svdjax.training.checkpoint import Checkpoints
 from svdjax.training.config import RunConfig
 from svdjax.training.flops import clip_shapes, peak_flops, stage_flops
 from svdjax.training.loop import Hook, Moment
-from svdjax.training.metrics import MetricsLog, require_finite, summarise
+from svdjax.training.metrics import MetricsLog, summarise
 from svdjax.training.sinks import Printed, open_sinks
-from svdjax.training.stage import Batch, Stage
+from svdjax.training.stage import Batch, Metrics, Stage
 from svdjax.training.step import Frozen, LossFn
 
 
@@ -154,16 +154,53 @@ def profile(steps: tuple[int, int] | None, directory: Path) -> Iterator[Hook]:
             jax.profiler.stop_trace()
 
 
-def save_checkpoint(
-    checkpoints: Checkpoints, position: Callable[[int], dict[str, int]], config: str, stage: str
-) -> Hook:
-    """A hook that saves, unless the step's loss or gradient is not finite."""
+class Guard:
+    """Ends a run whose loss or gradient is unusable; a hook for every step, before all others.
 
-    def hook(moment: Moment) -> None:
-        require_finite(moment.metrics, stage, moment.step)
-        checkpoints.save(moment.state, position=position(moment.step), config=config)
+    It reads the steps since it last did so at those that are logged or saved, or else every 100 steps.
+    """
 
-    return hook
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._skipped = stage, 0
+        self._intervals = [n for n in (stage.log_every, stage.checkpoint_every, 100) if n]
+        self._waiting: list[tuple[int, Metrics]] = []
+
+    def __call__(self, moment: Moment) -> None:
+        """Keep the step, and look at it if it is time.
+
+        Raises:
+            UserError: see :meth:`check`.
+        """
+        self._waiting.append((moment.step, moment.metrics))
+        if moment.last or any(moment.step % n == 0 for n in self._intervals):
+            self.check()
+
+    def check(self) -> None:
+        """Look at all steps up to now.
+
+        Raises:
+            UserError: one is bad, or too many in a row are where these are skipped.
+        """
+        waiting, self._waiting = jax.device_get(self._waiting), []
+        for step, metrics in waiting:
+            if self._stage.bad.policy == "skip":
+                self._count(step, skipped=bool(metrics["skipped"][0]))
+            elif self._stage.bad.is_bad(metrics["loss"], metrics["grad_norm"]):
+                raise UserError(
+                    f"stage {self._stage.name}, step {step}: loss {metrics['loss']:.6g}, gradient norm "
+                    f"{metrics['grad_norm']:.6g}: {self._remedy()}"
+                )
+
+    def _count(self, step: int, *, skipped: bool) -> None:
+        self._skipped = self._skipped + 1 if skipped else 0
+        if self._skipped >= self._stage.bad.max_skipped:
+            raise UserError(
+                f"stage {self._stage.name}: the {self._skipped} steps up to {step} had an unusable loss or "
+                f"gradient and were skipped: {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        return f"lower --{self._stage.name}.optim.rate, and run again to go on from the last checkpoint"
 
 
 def validate(loss: LossFn, frozen: Frozen, batches: Sequence[Batch], log: MetricsLog) -> Hook:

@@ -1,13 +1,16 @@
 """The loop: data, step, hooks; it stops at the last step, or when it is asked to."""
 
+import itertools
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from svdjax.training.stage import Batch, Metrics
 from svdjax.training.state import TrainState
@@ -82,15 +85,32 @@ def train(
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """While active, SIGTERM and SIGINT no longer kill the process: they make the yielded function return True."""
-    asked = threading.Event()
+def stop_on_signals() -> Iterator[Callable[[int], bool]]:
+    """While active, SIGTERM and SIGINT do not kill: they make the yielded function, asked after a step, say True.
+
+    With several processes it suffices that one gets the signal, and all say True after the same step: they agree
+    on it by JAX's preemption service, which takes SIGTERM itself. A second SIGINT kills.
+    """
+    asked, calls = threading.Event(), itertools.count(1)
+    several = jax.process_count() > 1
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+
+    def stop(step: int) -> bool:
+        # Counted over all stages: the agreed count may lie in the next one.
+        return multihost_utils.reached_preemption_sync_point(next(calls)) if several else asked.is_set()
+
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield stop
         return
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers: dict[signal.Signals, Any] = {signal.SIGINT: interrupt}
+    if not several:
+        handlers[signal.SIGTERM] = lambda *_: asked.set()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked.is_set
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

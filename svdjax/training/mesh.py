@@ -17,8 +17,8 @@ AXES = ("data", "fsdp", "context")
 class MeshConfig:
     """How the devices are divided: ``data x fsdp x context``, where ``data`` takes what the others leave.
 
-    Clips are spread over ``data`` and ``fsdp``; parameters, moments and average are cut into ``fsdp`` parts, all of
-    which each copy of the model (there are ``data`` of them) holds.
+    Clips are spread over ``data`` and ``fsdp``; parameters, moments and average are cut into ``fsdp x context``
+    parts, all of which each copy of the model (there are ``data`` of them) holds.
 
     Attributes:
         fsdp: None is all devices of a slice: least memory, and only gradients travel between slices.

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svdjax.errors import UserError
 from svdjax.training.flops import peak_flops
 from svdjax.training.loop import Moment
 from svdjax.training.optim import learning_rate
@@ -59,20 +58,6 @@ def summarise(rows: Sequence[Mapping[str, Array | ndarray]]) -> dict[str, float]
     return numbers
 
 
-def require_finite(values: Mapping[str, float | Array], stage: str, step: int) -> None:
-    """Check the loss and the gradient's norm.
-
-    Raises:
-        UserError: one of them is not finite.
-    """
-    loss, norm = float(values["loss"]), float(values["grad_norm"])
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise UserError(
-            f"stage {stage}, step {step}: loss {loss}, gradient norm {norm}: "
-            f"lower --{stage}.optim.rate, and run again to go on from the last checkpoint"
-        )
-
-
 class MetricsLog:
     """A hook for every step that hands the metrics to its sinks every ``log_every`` steps.
 
@@ -91,13 +76,10 @@ class MetricsLog:
         self._rate = learning_rate(stage.optim, stage.steps)
         self._waiting: list[Metrics] = []
         self._last: tuple[int, float, float] | None = None
+        self.newest: dict[str, float] = {}  # of each metric the last value, on every process
 
     def __call__(self, moment: Moment) -> None:
-        """Keep the step's metrics; at a log step and at the last one write those since the previous.
-
-        Raises:
-            UserError: the loss or the gradient is not finite.
-        """
+        """Keep the step's metrics; at a log step and at the last one write those since the previous."""
         every = self._stage.log_every
         if not every:
             return
@@ -106,12 +88,12 @@ class MetricsLog:
             return
         values = summarise(self._waiting)
         self._waiting.clear()
-        require_finite(values, self._stage.name, moment.step)
         values["rate"] = float(self._rate(moment.step - 1))
         self.write(moment.step, {**values, **self._speed(moment), **device_memory()})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Hand a row to every sink."""
+        self.newest |= values
         for sink in self._sinks:
             sink.write(step, values)
 

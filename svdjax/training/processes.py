@@ -1,6 +1,7 @@
 """The processes of a run: one per host of a pod, or just one; process 0 writes what is written once."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,14 +12,17 @@ from rich.console import Console
 from svdjax.errors import UserError
 
 # Seconds without a sign of life after which a process is given up for dead, and the others end too.
-HEARTBEAT = 100
+_HEARTBEAT = 100
+# How the collectives of CPU, GPU and TPU say that their peer is gone.
+_LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|CoordinationService|[Cc]onnection (reset|closed)|[Hh]eartbeat")
 
 
 def start() -> None:
     """Join the other processes of this run; before anything else is done with JAX.
 
     On Cloud TPU, GKE and Slurm the addresses are found out; elsewhere they come from the environment variables
-    ``JAX_COORDINATOR_ADDRESS`` (``host:port`` of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+    ``JAX_COORDINATOR_ADDRESS`` (``host:port`` of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. A
+    process that gives no sign of life for ``SVDJAX_HEARTBEAT`` seconds (100) is taken for dead; the others end.
 
     Raises:
         UserError: the processes do not find each other, or a variable is missing.
@@ -31,10 +35,31 @@ def start() -> None:
         name.lower(): value if name.endswith("ADDRESS") else int(value) for name, value in given.items() if value
     }
     try:
-        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=HEARTBEAT)
+        heartbeat = int(os.environ.get("SVDJAX_HEARTBEAT", _HEARTBEAT))
+        jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"--distributed: the processes did not find each other ({reason})") from None
+
+
+@contextmanager
+def explain_loss() -> Iterator[None]:
+    """Say in one line that another process is gone, where a collective operation fails for it.
+
+    Where none does, JAX ends this process once the heartbeat is missed, with a line of its own.
+
+    Raises:
+        UserError: another process is gone.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        raise UserError(
+            f"another process of this run is gone ({str(error).splitlines()[0]}): its output says why; start all "
+            "of them again to go on from the last checkpoint"
+        ) from error
 
 
 def is_main() -> bool:

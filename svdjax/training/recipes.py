@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from svdjax.data.sampling import ClipSampling
+from svdjax.models.remat import BLOCKS
 from svdjax.models.svd import SamplingDefaults, SVDConfig
 from svdjax.models.vae import VAEConfig
 from svdjax.tasks import DropRates
@@ -83,4 +84,4 @@ def finetuned_model() -> SVDConfig:
 
 def _memory_saving(model: SVDConfig) -> SVDConfig:
     """Activations are recomputed in the backward pass, as in the released configurations."""
-    return dataclasses.replace(model, unet=dataclasses.replace(model.unet, remat=True))
+    return dataclasses.replace(model, unet=dataclasses.replace(model.unet, remat=BLOCKS))

@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(argv, default=DEMO)
     if config.distributed:
         processes.start()
-    run(config)
+    with processes.explain_loss():
+        run(config)
     return 0
 
 
@@ -53,7 +54,7 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
         for stage in config.stages():
             finished = config.out / stage.name / "model.safetensors"
             if not finished.exists():
-                stopped = StageRun(config, stage, model, clips, mesh, console).train(lambda step: stop())
+                stopped = StageRun(config, stage, model, clips, mesh, console).train(stop)
                 if stopped:
                     console.print(f"stopped and saved at step {stopped.step} of {stage.name}: run again to go on")
                     return stopped

@@ -14,12 +14,13 @@ from svdjax.training.state import TrainState
 from svdjax.typing import ndarray
 
 BATCH_AXES = ("data", "fsdp")
+PARAM_AXES = ("fsdp", "context")  # chips that share a video share the parameters too
 # Smaller parameters (biases, norms, mixing factors) are kept whole: gathering them would cost more than it saves.
 _SMALL = 2**14
 
 
 def param_spec(shape: Sequence[int], parts: int) -> PartitionSpec:
-    """How a parameter is cut into ``parts`` over the axis ``fsdp``: along its largest axis that divides evenly.
+    """How a parameter is cut into ``parts`` over `PARAM_AXES`: along its largest axis that divides evenly.
 
     Among equal axes the last one, which for kernels is the output. Small parameters, and those of which no axis
     divides (3- and 4-channel convolutions), stay whole.
@@ -28,12 +29,12 @@ def param_spec(shape: Sequence[int], parts: int) -> PartitionSpec:
     if parts == 1 or not axes or math.prod(shape) < _SMALL:
         return PartitionSpec()
     axis = max(axes, key=lambda axis: (shape[axis], axis))
-    return PartitionSpec(*[None] * axis, "fsdp")
+    return PartitionSpec(*[None] * axis, PARAM_AXES)
 
 
 def param_shardings(params: Mapping[str, Any], mesh: Mesh | AbstractMesh) -> dict[str, NamedSharding]:
     """The sharding of each parameter, by dotted path."""
-    parts = mesh.shape["fsdp"]
+    parts = math.prod(mesh.shape[name] for name in PARAM_AXES)
     return {path: NamedSharding(mesh, param_spec(value.shape, parts)) for path, value in params.items()}
 
 

@@ -9,6 +9,7 @@ import grain
 
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SVDConfig
+from svdjax.training.bad_steps import BadSteps
 from svdjax.training.data import Clips
 from svdjax.training.keep import Keep
 from svdjax.training.optim import OptimConfig
@@ -32,7 +33,7 @@ class Stage(ABC):
             float32.
         offload: keep moments and average in the host's memory between the steps.
         log_every, validate_every, sample_every, checkpoint_every: in steps; 0 is never.
-        keep: which checkpoints stay.
+        keep: which checkpoints stay. bad: what becomes of a step whose loss is not finite or explodes.
     """
 
     name: ClassVar[str]
@@ -48,6 +49,7 @@ class Stage(ABC):
     sample_every: int = 0
     checkpoint_every: int = 500
     keep: Keep = field(default_factory=Keep)
+    bad: BadSteps = field(default_factory=BadSteps)
 
     def __post_init__(self) -> None:
         """Check what would otherwise fail in the middle of a run.

@@ -85,6 +85,8 @@ class StageRun:
                 flops_per_clip=on.clip_flops(stage, self.model.config, lambda: self._prepared(batches[0])),
             ) as watch,
         ):
+            guard = on.Guard(stage)
+            save = partial(self._save, checkpoints, guard, watch.log)
             state = self._state(checkpoints)
             state = train(
                 state,
@@ -98,11 +100,11 @@ class StageRun:
                 train_step=on_mesh(self.mesh, step),
                 place=self._place,
                 steps=stage.steps,
-                hooks=[*watch.hooks, *self._hooks(checkpoints, watch.log)],
+                hooks=[guard, *watch.hooks, *self._hooks(save, watch.log)],
                 stop=stop,
             )
             if int(state.step) < stage.steps:
-                self._save_stopped(checkpoints, state)
+                save(state)
                 return Stopped(stage.name, int(state.step))
         self._finish(state)
         return None
@@ -123,13 +125,12 @@ class StageRun:
     def _prepared(self, batch: Batch) -> Batch:
         return self.stage.prepare(self.model.config, batch)
 
-    def _hooks(self, checkpoints: Checkpoints, log: MetricsLog) -> list[Hook]:
+    def _hooks(self, save: Callable[[TrainState], None], log: MetricsLog) -> list[Hook]:
         stage = self.stage
         loss = on_mesh(self.mesh, jax.jit(make_loss(stage, self.model.shapes)))
-        save = on.save_checkpoint(checkpoints, self._position, self.config.to_json(), stage.name)
         return [
             every(stage.validate_every, on.validate(loss, self.frozen, self.validation, log)),
-            every(stage.checkpoint_every, save),
+            every(stage.checkpoint_every, lambda moment: save(moment.state)),
             every(stage.sample_every, on.sample_grid(self._write_grid, self.directory / "samples")),
         ]
 
@@ -144,9 +145,14 @@ class StageRun:
                 f"{len(self.clips.train)}: give it the same data, or choose another --out"
             )
 
-    def _save_stopped(self, checkpoints: Checkpoints, state: TrainState) -> None:
-        step = int(state.step)
-        checkpoints.save(state, position=self._position(step), config=self.config.to_json())
+    def _save(self, checkpoints: Checkpoints, guard: on.Guard, log: MetricsLog, state: TrainState) -> None:
+        guard.check()
+        checkpoints.save(
+            state,
+            position=self._position(int(state.step)),
+            config=self.config.to_json(),
+            loss=log.newest.get("val_loss"),
+        )
 
     def _averaged(self, ema: Mapping[str, Array]) -> Model:
         return Model(self.model.config, {**ema, **self.rest})

@@ -10,6 +10,7 @@ from jax import lax
 from svdjax.data.pipeline import to_unit
 from svdjax.models.params import cast_floating, load_flat
 from svdjax.models.svd import SVD
+from svdjax.training.bad_steps import count_if_good, skip_if
 from svdjax.training.ema import ema_decay, update_ema
 from svdjax.training.stage import Batch, Metrics, Stage
 from svdjax.training.state import TrainState
@@ -96,7 +97,11 @@ def make_train_step(
         ema = update_ema(state.ema, params, ema_decay(state.step, stage.ema_decay))
         norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
         new_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-        return new_state, {"loss": loss, **metrics, **norms}
+        metrics = {"loss": loss, **metrics, **norms}
+        if stage.bad.policy == "skip":
+            bad = stage.bad.is_bad(loss, norms["grad_norm"])
+            return skip_if(bad, new_state, state), count_if_good(bad, metrics)
+        return new_state, metrics
 
     whole = shardings.step
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))

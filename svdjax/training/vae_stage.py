@@ -8,7 +8,6 @@ from typing import ClassVar
 import grain
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from svdjax.data.pipeline import to_unit
 from svdjax.diffusion.noise import row_keys
@@ -29,11 +28,11 @@ class ReconstructionLoss:
     def __call__(
         self, made: Float[Array, "b t h w 3"], video: Float[Array, "b t h w 3"]
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The loss, and the peak signal-to-noise ratio in dB; computed in float32."""
+        """The loss, and the clips' mean peak signal-to-noise ratio in dB; computed in float32."""
         error = (made - video).astype(jnp.float32)
-        mse = jnp.mean(error**2)
+        mse = jnp.mean(error**2, axis=(1, 2, 3, 4))
         # Values span 2, so the peak signal-to-noise ratio is 10 log10(2^2 / mse).
-        return self.l1 * jnp.mean(jnp.abs(error)) + self.l2 * mse, 10 * jnp.log10(4 / mse)
+        return self.l1 * jnp.mean(jnp.abs(error)) + self.l2 * jnp.mean(mse), jnp.mean(10 * jnp.log10(4 / mse))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +66,7 @@ class VAEStage(Stage):
 
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         video = batch["video"]
-        frames = model.vae.encode(_frames_for(model.vae, video))
-        posterior = jax.tree.map(lambda x: rearrange(x, "(b t) h w c -> b t h w c", b=len(video)), frames)
+        posterior = model.vae.encode(_in_dtype_of(model.vae, video))
         latents = jax.vmap(lambda clip, key: clip.sample(key))(posterior, row_keys(key, batch["row"]))
         loss, psnr = self.reconstruction(model.vae.decode(latents), video)
         mean, logvar = posterior.mean.astype(jnp.float32), posterior.logvar.astype(jnp.float32)
@@ -108,10 +106,9 @@ class DecoderStage(Stage):
 
 def encode_video(vae: VAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h2 w2 c"]:
     """Mode of each frame's latent, not multiplied by the scaling factor."""
-    latents = vae.encode(_frames_for(vae, video)).mode()
-    return rearrange(latents, "(b t) h w c -> b t h w c", b=video.shape[0])
+    return vae.encode(_in_dtype_of(vae, video)).mode()
 
 
-def _frames_for(vae: VAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "n h w 3"]:
-    """Frames in the type in which the autoencoder is to compute; float32 ones would have it compute in float32."""
-    return rearrange(video, "b t h w c -> (b t) h w c").astype(vae.encoder.conv_in.kernel[...].dtype)
+def _in_dtype_of(vae: VAE, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+    """A video in the type in which the autoencoder is to compute; in float32 it would compute in float32."""
+    return video.astype(vae.encoder.conv_in.kernel[...].dtype)

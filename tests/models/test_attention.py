@@ -104,9 +104,9 @@ def test_tpu_programs_of_many_tokens_use_the_splash_kernel(tokens):
 
 def test_one_context_token_needs_neither_queries_nor_keys():
     block = Attention(16, head_dim=8, context_dim=12, rngs=nnx.Rngs(0))
-    x, context = normals(5, (2, 3, 4, 16), (2, 1, 12))
+    x, context = normals(5, (2, 3, 2, 2, 16), (2, 1, 12))
     constant = block.to_context(x, context)
-    assert constant.shape == (2, 1, 1, 16)
+    assert constant.shape == (2, 1, 1, 1, 16)
     # The same token twice cannot change a weighted mean, but takes the general path.
     general = block.to_context(x, jnp.repeat(context, 2, axis=1))
     np.testing.assert_allclose(np.broadcast_to(constant, general.shape), general, atol=1e-5)

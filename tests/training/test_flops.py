@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from svdjax.models.clip_vision import CLIPVision, CLIPVisionConfig
 from svdjax.models.params import abstract, flat_params, load_flat
+from svdjax.models.remat import BLOCKS
 from svdjax.models.unet import UNet, UNetConfig
 from svdjax.models.vae import VAE, VAEConfig
 from svdjax.training.flops import clip_shapes, count, count_training, peak_flops, sampling_flops, stage_flops
@@ -152,7 +153,9 @@ def test_remat_changes_what_is_executed_only(tmp_path):
     batch = clip_shapes({"video": shape(4, 2, 16, 16, 3, dtype=jnp.uint8), "fps": shape(4), "caption": ["a"] * 4})
     batch["motion_bucket"] = shape(1)
     plain = stage_flops(stage, MODEL, batch)
-    again = stage_flops(stage, dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, remat=True)), batch)
+    again = stage_flops(
+        stage, dataclasses.replace(MODEL, unet=dataclasses.replace(MODEL.unet, remat=BLOCKS)), batch
+    )
     assert plain.model == again.model and plain.executed < again.executed
     assert batch["video"].shape[0] == 1 and "caption" not in batch
 

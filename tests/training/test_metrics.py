@@ -95,12 +95,6 @@ def test_a_stage_that_never_logs_keeps_nothing(tmp_path):
     assert logged(tmp_path, [moment(1), moment(2, last=True)], every=0) == []
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm"])
-def test_one_bad_step_between_two_log_steps_is_noticed(tmp_path, name):
-    with pytest.raises(UserError, match=r"stage unet, step 2: loss .*nan.*lower --unet.optim.rate"):
-        logged(tmp_path, [moment(1, **{name: np.nan}), moment(2)])
-
-
 def test_speed_and_utilisation_are_those_since_the_last_log_step(tmp_path, monkeypatch):
     clock = iter([100.0, 104.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
@@ -272,16 +266,14 @@ def test_an_impossible_profile_is_refused(tmp_path, steps):
         type(config)(**{**vars(config), "profile": steps})
 
 
-def test_validation_averages_over_its_batches_with_the_averaged_weights(tmp_path, monkeypatch):
+def test_validation_averages_over_its_batches_with_the_averaged_weights(tmp_path):
     def loss(ema, frozen, batch, key):
         assert ema == {"weight": "averaged"}
         return batch["x"], {"loss/sigma_0-0.2": jnp.full(2, batch["x"]), "noise": jax.random.normal(key)}
 
-    monkeypatch.setattr(hooks, "make_loss", lambda stage, model: loss)
-    monkeypatch.setattr(jax, "jit", lambda function: function)
     sink, stage = Kept(), tiny_run(tmp_path).unet
     batches = [{"x": jnp.float32(1)}, {"x": jnp.float32(3)}]
-    validate = hooks.validate(stage, abstract(SVD, MODEL), {}, batches, MetricsLog(stage, [sink]))
+    validate = hooks.validate(loss, {}, batches, MetricsLog(stage, [sink]))
     validate(moment(5))
     validate(moment(6))
     (_, first), (_, second) = sink.rows

@@ -13,6 +13,7 @@ from svdjax.models.svd import SVD, SVDConfig
 from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.optim import OptimConfig, make_optimizer
 from svdjax.training.sharding import (
+    PARAM_AXES,
     BatchLayout,
     gather,
     param_shardings,
@@ -52,12 +53,12 @@ def test_axes_that_do_not_divide_the_devices_are_refused():
 @pytest.mark.parametrize(
     ("shape", "parts", "spec"),
     [
-        ((3, 3, 320, 640), 8, P(None, None, None, "fsdp")),  # the largest axis
-        ((3, 3, 640, 320), 64, P(None, None, "fsdp")),
-        ((1024, 1024), 16, P(None, "fsdp")),  # of equal ones the last
-        ((1280, 320), 64, P("fsdp")),
-        ((3, 3, 320, 4), 64, P(None, None, "fsdp")),  # under 2**14 values it would stay whole
-        ((3, 3, 8, 320), 64, P(None, None, None, "fsdp")),
+        ((3, 3, 320, 640), 8, P(None, None, None, PARAM_AXES)),  # the largest axis
+        ((3, 3, 640, 320), 64, P(None, None, PARAM_AXES)),
+        ((1024, 1024), 16, P(None, PARAM_AXES)),  # of equal ones the last
+        ((1280, 320), 64, P(PARAM_AXES)),
+        ((3, 3, 320, 4), 64, P(None, None, PARAM_AXES)),  # under 2**14 values it would stay whole
+        ((3, 3, 8, 320), 64, P(None, None, None, PARAM_AXES)),
         ((1280,), 8, P()),
         ((3, 3, 3, 1009), 8, P()),  # nothing divides
         ((1280, 320), 1, P()),
@@ -69,7 +70,7 @@ def test_a_parameter_is_cut_along_its_largest_divisible_axis(shape, parts, spec)
 
 def test_a_sixty_fourth_of_svd_is_a_sixty_fourth_of_its_bytes():
     """320 = 64 x 5: every level divides, so that a chip of 64 holds little more than its share."""
-    mesh = jax.sharding.AbstractMesh((1, 64, 1), ("data", "fsdp", "context"))
+    mesh = jax.sharding.AbstractMesh((1, 16, 4), ("data", "fsdp", "context"))
     params = flat_params(abstract(SVD, SVDConfig.svd()).unet)
     rows = spec_table(params, mesh)
     total = sum(4 * int(np.prod(shape)) for _, shape, _, _ in rows)
@@ -85,7 +86,7 @@ def test_moments_and_average_lie_where_their_parameter_lies():
     for offload, kind in ((False, "device"), (True, "pinned_host")):
         shardings = state_shardings(state, optimizer, mesh, offload=offload)
         moments = optax.tree.get(shardings.opt_state, "mu")
-        assert moments["big.kernel"].spec == shardings.ema["big.kernel"].spec == P(None, "fsdp")
+        assert moments["big.kernel"].spec == shardings.ema["big.kernel"].spec == P(None, PARAM_AXES)
         assert moments["big.kernel"].memory_kind == shardings.ema["big.kernel"].memory_kind == kind
         assert shardings.params["big.kernel"].memory_kind == "device"
         assert shardings.params["small.bias"].spec == shardings.step.spec == P()

@@ -1,0 +1,108 @@
+"""Real processes: two with four devices each say what one with eight says; none waits for ever for a dead one."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from svdjax.conversion.source import load_model
+from svdjax.models.params import flat_params
+
+pytestmark = pytest.mark.slow
+STEPS = 4
+CACHE_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+HEARTBEAT = 20
+PATIENCE = 240  # seconds; a machine may be busy
+
+
+def start(root: Path, name: str, *, processes: int, steps: int = STEPS) -> list[subprocess.Popen]:
+    """Start the processes of a run, with eight devices together."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+        "SVDJAX_HEARTBEAT": str(HEARTBEAT),
+    }
+    several = "yes" if processes > 1 else "no"
+    command = [sys.executable, "-m", "tests.multihost.worker", str(root), name, str(steps), several]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    if processes > 1:
+        # No compilation cache: the first process alone writes it, and would be too far ahead of the other for gloo.
+        env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+        env |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    else:
+        env |= {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled"), **CACHE_ALL}
+    return [
+        subprocess.Popen(
+            command,
+            env=env | {"JAX_PROCESS_ID": str(i)} if processes > 1 else env,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(started: list[subprocess.Popen]) -> None:
+    """Wait for processes that should succeed."""
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), "\n".join(errors)
+
+
+def losses(root: Path, name: str) -> dict[int, float]:
+    rows = map(json.loads, (root / name / "vae/metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run of one process, ``one``, and one of two, ``two``, are finished."""
+    root = tmp_path_factory.mktemp("processes")
+    finish(start(root, "one", processes=1))
+    finish(start(root, "two", processes=2))
+    return root
+
+
+def test_two_processes_say_what_one_says(root):
+    one, two = losses(root, "one"), losses(root, "two")
+    assert list(one) == list(two) == list(range(1, STEPS + 1))
+    assert two == pytest.approx(one, rel=1e-5)
+    one, two = (flat_params(load_model(root / name / "vae/model.safetensors")) for name in ("one", "two"))
+    assert all(jnp.allclose(one[path], two[path], atol=1e-5) for path in one)
+
+
+def test_what_two_processes_saved_one_goes_on_from(root):
+    shutil.copytree(root / "two", root / "resumed")
+    shutil.rmtree(root / "resumed/vae/checkpoints/4")
+    for model in ("model.safetensors", "vae/model.safetensors"):
+        (root / "resumed" / model).unlink()
+    finish(start(root, "resumed", processes=1))
+    assert losses(root, "resumed") == pytest.approx(losses(root, "two"), rel=1e-5)
+
+
+def test_when_one_process_dies_the_other_ends_and_both_go_on(root):
+    steps = 30
+    survivor, killed = processes = start(root, "killed", processes=2, steps=steps)
+    deadline = time.monotonic() + PATIENCE
+    while not (root / "killed/vae/checkpoints/2").exists():
+        assert time.monotonic() < deadline and survivor.poll() is None
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    _, errors = survivor.communicate(timeout=6 * HEARTBEAT)
+    assert survivor.returncode not in (0, None)
+    # Ours if a collective operation fails first, JAX's if the heartbeat is missed first.
+    assert "another process of this run is gone" in errors or "another task died" in errors
+    assert killed.wait() == -signal.SIGKILL
+    assert not (root / "killed/vae/model.safetensors").exists()
+    processes = start(root, "killed", processes=2, steps=steps)
+    finish(processes)
+    assert list(losses(root, "killed")) == list(range(1, steps + 1))

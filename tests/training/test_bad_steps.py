@@ -1,0 +1,131 @@
+"""A step whose loss or gradient is unusable ends the run, or is left out and counted."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from svdjax.errors import UserError
+from svdjax.models.params import abstract, flat_params
+from svdjax.models.svd import SVD
+from svdjax.training.bad_steps import BadSteps
+from svdjax.training.hooks import Guard
+from svdjax.training.loop import Moment
+from svdjax.training.mesh import MeshConfig, make_mesh
+from svdjax.training.metrics import summarise
+from svdjax.training.optim import OptimConfig, make_optimizer
+from svdjax.training.sharding import state_shardings
+from svdjax.training.stage import Stage
+from svdjax.training.state import new_state
+from svdjax.training.step import make_train_step
+from tests.training.tiny import MODEL
+
+PATH = "unet.conv_out.bias"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fed(Stage):
+    """A stage whose loss is what its batch says, times a parameter."""
+
+    name: ClassVar[str] = "fed"
+
+    def trains(self, path):
+        return path == PATH
+
+    def loss(self, model, batch, key):
+        loss = jnp.mean(batch["factor"]) * jnp.sum(model.unet.conv_out.bias[...])
+        return loss, {"factor": jnp.mean(batch["factor"]), "pair": jnp.stack([jnp.sum(batch["factor"]), 2.0])}
+
+
+def fed(**bad):
+    return Fed(steps=9, batch=2, optim=OptimConfig(rate=0.1, warmup=0), log_every=1, bad=BadSteps(**bad))
+
+
+def train(stage, factors):
+    """States and metrics after each step, on batches of these factors."""
+    params = {PATH: jnp.ones(4)}
+    frozen = {
+        path: jnp.zeros(shape.shape) for path, shape in flat_params(abstract(SVD, MODEL)).items() if path != PATH
+    }
+    optimizer = make_optimizer(stage.optim, stage.steps)
+    state = new_state(params, optimizer)
+    shardings = state_shardings(state, optimizer, make_mesh(MeshConfig(), jax.devices()[:1]))
+    step = make_train_step(stage, abstract(SVD, MODEL), optimizer, 0, shardings)
+    states, metrics = [jax.device_get(state)], []
+    for factor in factors:
+        state, values = step(state, frozen, {"factor": jnp.full(2, factor)})
+        states.append(jax.device_get(state))
+        metrics.append(values)
+    return states, metrics
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, 100.0])
+def test_a_skipped_step_changes_nothing_but_the_step_number(bad):
+    stage = fed(policy="skip", max_grad_norm=50.0)
+    states, metrics = train(stage, [1.0, bad, 2.0])
+    assert [int(state.step) for state in states] == [0, 1, 2, 3]
+    before, after = (dataclasses.replace(state, step=0) for state in states[1:3])
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, before, after)))
+    without, _ = train(stage, [1.0, 2.0])
+    last, expected = (dataclasses.replace(state, step=0) for state in (states[3], without[2]))
+    # The average's decay follows the step number, which the skipped step has moved.
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, last.params, expected.params)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, last.opt_state, expected.opt_state)))
+    values = summarise(metrics)
+    assert values["skipped"] == pytest.approx(1 / 3)
+    assert values["factor"] == pytest.approx(1.5) and values["pair"] == pytest.approx(1.5)
+
+
+def test_without_bad_steps_skipping_changes_nothing():
+    skipping, _ = train(fed(policy="skip"), [1.0, 2.0])
+    stopping, _ = train(fed(), [1.0, 2.0])
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, skipping, stopping)))
+
+
+def guarded(stage, rows, check=()):
+    guard = Guard(stage)
+    state = new_state({"bias": jnp.zeros(1)}, optax.sgd(1.0))
+    for step, row in enumerate(rows, start=1):
+        metrics = {name: jnp.asarray(value, jnp.float32) for name, value in row.items()}
+        guard(Moment(step=step, last=False, state=state, metrics=metrics, waited=0.0))
+        if step in check:
+            guard.check()
+
+
+GOOD, SKIPPED = {"skipped": (0, 1)}, {"skipped": (1, 1)}
+
+
+def test_too_many_skipped_in_a_row_end_the_run():
+    stage = fed(policy="skip", max_skipped=3)
+    guarded(stage, [SKIPPED, SKIPPED, GOOD, SKIPPED, SKIPPED])
+    with pytest.raises(UserError, match=r"fed: the 3 steps up to 5 had an unusable .* lower --fed\.optim\.rate"):
+        guarded(stage, [SKIPPED, GOOD, SKIPPED, SKIPPED, SKIPPED])
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"loss": np.nan}, "loss nan, gradient norm 1:"),
+        ({"grad_norm": np.inf}, "loss 1, gradient norm inf:"),
+        ({"loss": -np.nan}, "loss nan"),
+        ({"loss": 1001}, "loss 1001, gradient"),
+        ({"grad_norm": 101}, "gradient norm 101:"),
+    ],
+)
+@pytest.mark.parametrize("log_every", [2, 0])
+def test_a_bad_step_between_two_that_are_logged_is_named(values, shown, log_every):
+    stage = dataclasses.replace(fed(max_loss=1000.0, max_grad_norm=100.0), log_every=log_every)
+    good = {"loss": 1.0, "grad_norm": 1.0}
+    guarded(stage, [good, good, good])
+    with pytest.raises(UserError, match=rf"stage fed, step 1: .*{shown}.* lower --fed\.optim\.rate"):
+        guarded(stage, [good | values, good], check=() if log_every else (2,))
+
+
+def test_bounds_that_forbid_everything_are_refused():
+    with pytest.raises(UserError, match=r"bad\.max-grad-norm 0.0: must be above 0"):
+        BadSteps(max_grad_norm=0.0)

@@ -1,0 +1,108 @@
+"""The planner: what it counts in a program, and a real compile for a TPU slice that is not there."""
+
+import dataclasses
+
+import pytest
+
+from svdjax.cli import main
+from svdjax.errors import UserError
+from svdjax.training.collectives import Collective, collectives_of
+from svdjax.training.flops import clip_shapes, stage_flops
+from svdjax.training.mesh import MeshConfig, make_mesh
+from svdjax.training.plan import CHIPS, Plan, plan, shardings, table, topology_devices
+from tests.training.tiny import MODEL, tiny_run
+
+HLO = """HloModule step
+%add.1 (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+%body.2 (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %gathered = bf16[4,8]{1,0} all-gather(bf16[1,8]{1,0} %x), dimensions={0}
+}
+%cond.3 (p: (s32[], bf16[4,8])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+ENTRY %main.4 (x: f32[16]) -> f32[16] {
+  %start = (f32[16]{0}, f32[16]{0}) all-reduce-start(f32[16]{0} %x), to_apply=%add.1
+  %done = f32[16]{0} all-reduce-done(%start)
+  %loop = (s32[], u8[4]) while(%t), condition=%cond.3, body=%body.2, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %moved = u8[3,2]{1,0} collective-permute(u8[3,2]{1,0} %y), source_target_pairs={{0,1}}
+}
+"""
+
+
+def test_collectives_are_counted_by_kind_and_loops_by_their_length():
+    gather, reduce, permute = collectives_of(HLO)
+    assert gather == Collective(kind="all-gather", count=5, bytes=5 * 4 * 8 * 2)
+    assert reduce == Collective(kind="all-reduce", count=1, bytes=16 * 4)
+    assert permute == Collective(kind="collective-permute", count=1, bytes=6)
+    assert (gather.sent, reduce.sent) == (gather.bytes, 2 * reduce.bytes)
+
+
+def test_an_estimate_is_compute_and_transfers():
+    mesh = make_mesh(MeshConfig(), topology_devices("v5e:2x2"))
+    numbers = {"flops": 197 * 10**12, "executed": 2 * 197 * 10**12, "roofline": 0.1, "seconds": {"compile": 1.0}}
+    sent = [Collective(kind="all-gather", count=1, bytes=100 * 10**9)]
+    made = Plan(
+        stage="unet",
+        topology="v5e:2x2",
+        mesh=mesh,
+        batch=4,
+        memory={"parameters": 9.0, "program": 7.0},
+        collectives=sent,
+        **numbers,
+    )
+    assert (made.chips, made.total, made.peak) == (4, 16.0, 4 * 197e12)
+    assert made.step == pytest.approx(0.5 + 0.5)  # FLOPs at the peak, and 100 GB over 200 GB/s
+    assert made.mfu == pytest.approx(0.25)
+    assert "does NOT fit" in "".join(table(made).columns[1]._cells)
+    assert CHIPS["v5e"].hbm_gib == 15.75
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology", "v9:4x4"], "--topology v9:4x4: give a kind of chip"),
+        (["--topology", "v5e:3x5"], "--topology v5e:3x5: libtpu knows no such slice"),
+        (["--stage", "dance"], "--stage dance: the configuration has vae, decoder, unet"),
+    ],
+)
+def test_what_is_not_there_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "configs/demo.py", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_table_of_shardings_lists_every_trained_parameter(tmp_path):
+    config = tiny_run(tmp_path)
+    rows = shardings(config, config.unet, make_mesh(config.mesh, topology_devices("v5e:2x2")))
+    paths = list(rows.columns[0].cells)
+    assert "unet.conv_in.kernel" in paths and not any(path.startswith("vae.") for path in paths)
+
+
+@pytest.mark.slow
+def test_a_step_compiles_for_a_slice_that_is_not_there(tmp_path):
+    config = tiny_run(tmp_path)
+    stage = dataclasses.replace(config.vae, batch=8)
+    made = plan(config, stage, make_mesh(config.mesh, topology_devices("v5e:2x2")), "v5e:2x2")
+    assert made.chips == 4 and 0 < made.total < 1
+    assert {each.kind for each in made.collectives} & {"all-reduce", "reduce-scatter"}  # gradients meet
+    batch = {"video": _Shape((1, 1, 16, 16, 3), "uint8")}
+    assert made.flops == 8 * stage_flops(stage, MODEL, clip_shapes(batch)).model
+    assert made.memory["moments"] == pytest.approx(2 * made.memory["parameters"], rel=0.01)
+
+
+@dataclasses.dataclass
+class _Shape:
+    shape: tuple
+    dtype: str
+
+
+def test_a_topology_needs_libtpu(monkeypatch):
+    def missing(module, extra):
+        raise UserError(f"{module} is not installed: run `pip install 'svdjax[{extra}]'`")
+
+    monkeypatch.setattr("svdjax.training.plan.require", missing)
+    with pytest.raises(UserError, match=r"svdjax\[tpu\]"):
+        topology_devices("v5e:2x2")
