@@ -11,7 +11,7 @@ from svdjax.training.stage import INTERVALS
 
 # What may change when a run goes on: names of fields, wherever they are. All but the learning rate change nothing
 # that is trained, and a run that diverged is to go on with a lower rate.
-_FREE = {"out", "export_dtype", "in_memory", "keep", "rate", *INTERVALS}
+_FREE = {"out", "export_dtype", "in_memory", "keep", "rate", "remat", *INTERVALS}
 
 
 def claim(config: RunConfig) -> None:
