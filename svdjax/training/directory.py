@@ -13,7 +13,7 @@ from svdjax.training.stage import INTERVALS
 # of bad steps change nothing that is trained, and a run that diverged is to go on with another of these.
 _FREE = {
     *INTERVALS,
-    *("out", "export_dtype", "keep", "in_memory", "remat", "log", "profile", "rate", "bad"),
+    *("out", "export_dtype", "keep", "in_memory", "remat", "log", "profile", "rate", "bad", "max_bad"),
     *("mesh", "distributed", "offload", "accumulate", "threads", "workers"),
 }
 
