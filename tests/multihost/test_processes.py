@@ -77,7 +77,9 @@ def test_two_processes_say_what_one_says(root):
     assert list(one) == list(two) == list(range(1, STEPS + 1))
     assert two == pytest.approx(one, rel=1e-5)
     one, two = (flat_params(load_model(root / name / "vae/model.safetensors")) for name in ("one", "two"))
-    assert all(jnp.allclose(one[path], two[path], atol=1e-5) for path in one)
+    # A bias of the keys moves all logits of a query alike: its gradient is rounding, which Adam makes large.
+    moved = [path for path in one if not path.endswith("attn.k.bias")]
+    assert all(jnp.allclose(one[path], two[path], atol=1e-6) for path in moved)
 
 
 def test_what_two_processes_saved_one_goes_on_from(root):

@@ -112,7 +112,16 @@ def test_the_loop_stops_after_the_step_in_which_it_is_asked_to(still):
         return dataclasses.replace(state, step=state.step + 1), {}
 
     asked = iter([False, True, False])
-    state = train(still, {}, iter([{}] * 9), train_step=step, steps=9, hooks=[], stop=lambda step: next(asked))
+    state = train(
+        still,
+        {},
+        iter([{}] * 9),
+        train_step=step,
+        place=lambda batch: batch,
+        steps=9,
+        hooks=[],
+        stop=lambda step: next(asked),
+    )
     assert int(state.step) == 2
 
 
