@@ -1,8 +1,8 @@
 """A run that is killed again and again: ``python -m tests.resume.kill_loop ROOT NAME [EVENT COUNT DELAY]``.
 
 Runs the training ``NAME`` under ``ROOT`` in this process, and writes down what it is trained on. With the other
-arguments, the process kills itself ``DELAY`` seconds after the ``COUNT``-th event: ``batch`` (one is taken) or ``save``
-(one is started), so that it may die anywhere: in a step, while orbax writes, or between two steps.
+arguments, the process kills itself ``DELAY`` seconds after the ``COUNT``-th event: ``batch`` (one is taken) or
+``save`` (one is started), so that it may die anywhere: in a step, while orbax writes, or between two steps.
 """
 
 import dataclasses

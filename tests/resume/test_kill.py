@@ -1,11 +1,15 @@
 """A run that is killed at random moments equals one that never was, bit for bit."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.resume.kill_loop import killed_run, run_to_the_end
+
+# Each takes some ten seconds, to start and trace again; SVDJAX_KILLS=20 is for a run by hand.
+KILLS = int(os.environ.get("SVDJAX_KILLS", 6))
 
 
 def rows(path: Path) -> list:
@@ -30,14 +34,12 @@ def measured(out: Path, stage: str) -> dict[int, set[str]]:
     return logged
 
 
-@pytest.mark.parametrize(
-    "kills", [pytest.param(6, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.full)]
-)
-def test_a_killed_run_equals_one_that_never_was(tmp_path, kills):
+@pytest.mark.slow
+def test_a_killed_run_equals_one_that_never_was(tmp_path):
     once, again = (killed_run(tmp_path, name).out for name in ("once", "again"))
     assert run_to_the_end(tmp_path, "once", kills=0) == []
-    deaths = run_to_the_end(tmp_path, "again", kills=kills)
-    assert len(deaths) == kills and {event for event, _, _ in deaths} == {"batch", "save"}
+    deaths = run_to_the_end(tmp_path, "again", kills=KILLS)
+    assert len(deaths) == KILLS and {event for event, _, _ in deaths} == {"batch", "save"}
     assert trained_on(again) == trained_on(once)
     for stage in ("vae", "unet"):
         assert measured(again, stage) == measured(once, stage)
