@@ -79,7 +79,8 @@ class Checkpoints:
         for step in (found.step for found in self._checkpointer.checkpoints):
             folder = self._directory / str(step)
             if damage := find_damage(folder / CONTENTS, folder):
-                log.warning("%s: the checkpoint of step %d is damaged and passed over", damage, step)
+                if jax.process_index() == 0:
+                    log.warning("%s: the checkpoint of step %d is damaged and passed over", damage, step)
             else:
                 losses[step] = json.loads((folder / _RUN).read_text("utf-8"))["loss"]
         # Another process may see the files later: the first one says which is the newest.
@@ -172,6 +173,10 @@ class Checkpoints:
         if step is None:
             raise UserError(f"{self._directory}: holds no whole checkpoint")
         with self._explained("is damaged or of another configuration", step, "remove it, or choose another --out"):
+            saved = self._checkpointer.checkpointables_metadata(step).metadata["state"]
+            # Orbax would find another shape only while it reads, and its other reads complain in the background.
+            if changed := _leaves(saved).items() ^ _leaves(shapes).items():
+                raise ValueError(" or ".join(f"{name} {kind}" for name, kind in sorted(changed)[:2]))
             state = self._checkpointer.load_checkpointables(step, {"state": shapes})["state"]
             return state, json.loads((self._directory / str(step) / _RUN).read_text("utf-8"))["position"]
 
@@ -218,10 +223,16 @@ def _reason(error: Exception) -> str:
     """In a few words: tensorstore says every call and path on the way to "No space left on device"."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
     first = next(iter(str(error).splitlines()), type(error).__name__)
     return first.rsplit(": ", 1)[-1].split(" [os_error_code")[0] if "os_error_code" in first else first
+
+
+def _leaves(tree: PyTree) -> dict[str, str]:
+    """Type and shape by dotted path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{x.dtype}{list(x.shape)}" for path, x in leaves
+    }
 
 
 @jax.jit
