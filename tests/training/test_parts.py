@@ -15,7 +15,9 @@ from svdjax.models.svd import SVD
 from svdjax.training.config import load_config
 from svdjax.training.ema import ema_decay, update_ema
 from svdjax.training.loop import Moment, every, train
+from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.optim import OptimConfig, learning_rate, make_optimizer
+from svdjax.training.sharding import state_shardings
 from svdjax.training.state import new_state
 from svdjax.training.step import make_train_step
 from tests.training.tiny import MODEL, OPTIM, tiny_run
@@ -51,7 +53,9 @@ def vae_step(tmp_path_factory):
     flat = flat_params(random_model(SVD, MODEL))
     params = {path: value for path, value in flat.items() if stage.trains(path)}
     optimizer = make_optimizer(OPTIM, 100)
-    step = make_train_step(stage, abstract(SVD, MODEL), optimizer, seed=0)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    shardings = state_shardings(jax.eval_shape(lambda: new_state(params, optimizer)), optimizer, mesh)
+    step = make_train_step(stage, abstract(SVD, MODEL), optimizer, 0, shardings)
     video = jax.random.randint(jax.random.key(1), (2, 2, 16, 16, 3), 0, 255, jnp.uint8)
     frozen = {path: value for path, value in flat.items() if path not in params}
     return partial(step, frozen=frozen, batch={"video": video}), lambda: new_state(params, optimizer)
