@@ -66,6 +66,7 @@ class RunConfig:
         """
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
+        self._check_context()
         if self.profile is not None and not 2 <= self.profile[0] <= self.profile[1]:
             raise UserError(
                 f"--profile {self.profile[0]} {self.profile[1]}: give the first and the last step to trace, "
@@ -75,6 +76,20 @@ class RunConfig:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
         if self.unet is not None and self.unet.sample_every and self.model.task != "image_to_video":
             raise UserError(f"--unet.sample-every: a model for {self.model.task} gives no samples: leave it out")
+
+    def _check_context(self) -> None:
+        """Videos that several devices share have to divide at every level: elsewhere XLA gets gradients wrong.
+
+        Raises:
+            UserError: they do not.
+        """
+        multiple = self.model.vae.factor * 2 ** (len(self.model.unet.channels) - 1) * self.mesh.context
+        for _, _, width in self.data.sampling.shapes if self.mesh.context > 1 else ():
+            if width % multiple:
+                raise UserError(
+                    f"--mesh.context {self.mesh.context}: clips {width} pixels wide do not divide at every level: "
+                    f"make the width a multiple of {multiple}, or use fewer devices for one video"
+                )
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order, with the step counts that ``quick`` asks for."""

@@ -16,7 +16,7 @@ import pytest
 from svdjax.conversion.source import load_model
 from svdjax.models.params import flat_params
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 STEPS = 4
 CACHE_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 HEARTBEAT = 20

@@ -34,7 +34,7 @@ def measured(out: Path, stage: str) -> dict[int, set[str]]:
     return logged
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_equals_one_that_never_was(tmp_path):
     once, again = (killed_run(tmp_path, name).out for name in ("once", "again"))
     assert run_to_the_end(tmp_path, "once", kills=0) == []

@@ -119,7 +119,8 @@ def test_a_unet_gives_the_same_on_every_mesh_and_recomputed(sizes, kinds, unet_o
 
 @pytest.fixture(scope="module")
 def vae_on_one_device():
-    video = normal(4, VIDEOS, FRAMES, 2 * ROWS, COLUMNS, 3)
+    # Latents' columns divide too: where they do not, XLA doubles a gradient, and a run refuses such a mesh.
+    video = normal(4, VIDEOS, FRAMES, 2 * ROWS, 2 * COLUMNS, 3)
     return video, through_vae(vae_of(False), video)
 
 

@@ -40,7 +40,7 @@ CHAIN = (
 def tiny(model):
     """The same kind of model with a few thin layers, whose heads are as wide as a single file implies."""
     scalars = tuple((name, width // 32) for name, width in model.scalars)
-    unet = {"channels": (64,), "num_res_blocks": 1, "attention": (True,), "context_dim": 64, "remat": False}
+    unet = {"channels": (64,), "num_res_blocks": 1, "attention": (True,), "context_dim": 64, "remat": ()}
     text = CLIPTextConfig(
         width=64, layers=2, heads=1, mlp_dim=32, context_length=9, vocab_size=40, projection_dim=16
     )

@@ -58,7 +58,8 @@ def vae_step(tmp_path_factory):
     step = make_train_step(stage, abstract(SVD, MODEL), optimizer, 0, shardings)
     video = jax.random.randint(jax.random.key(1), (2, 2, 16, 16, 3), 0, 255, jnp.uint8)
     frozen = {path: value for path, value in flat.items() if path not in params}
-    return partial(step, frozen=frozen, batch={"video": video}), lambda: new_state(params, optimizer)
+    fresh = partial(jax.device_put, device=shardings)
+    return partial(step, frozen=frozen, batch={"video": video}), lambda: fresh(new_state(params, optimizer))
 
 
 @pytest.mark.parametrize("preconditioning", ["v", "discrete_v", "discrete_eps"])
@@ -146,6 +147,10 @@ def test_quick_is_a_twentieth():
         (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--unet.batch", "0"], "--unet.batch 0: must be at least 1"),
         (["--vae.log-every", "-1"], "--vae.log-every -1: must be at least 0"),
+        (
+            ["--mesh.context", "4"],
+            "clips 64 pixels wide do not divide at every level: make the width a multiple of 128",
+        ),
         (["--data.sampling.captions"], "no stage of this run reads captions"),
     ],
 )

@@ -159,7 +159,7 @@ def test_what_a_video_draws_depends_on_its_row_alone(loss, batch):
 
 def test_the_bands_and_counts_add_up(loss, batch):
     whole, metrics = loss(batch, drop=DropRates(context=1.0, concat=0.0, both=0.0))
-    bands = np.sum([metrics[name] for name in metrics if name.startswith("loss_sigma")], axis=0)
+    bands = np.sum([metrics[name] for name in metrics if name.startswith("loss/sigma")], axis=0)
     np.testing.assert_allclose(bands, [4 * float(whole), 4], rtol=1e-5)
     np.testing.assert_array_equal(metrics["dropped_context"], [4, 4])
     np.testing.assert_array_equal(metrics["dropped_concat"], [0, 4])
