@@ -148,7 +148,7 @@ def test_quick_is_a_twentieth():
         (["--unet.batch", "0"], "--unet.batch 0: must be at least 1"),
         (["--vae.log-every", "-1"], "--vae.log-every -1: must be at least 0"),
         (
-            ["--mesh.context", "4"],
+            ["--mesh.context", "8"],
             "clips 64 pixels wide do not divide at every level: make the width a multiple of 128",
         ),
         (["--data.sampling.captions"], "no stage of this run reads captions"),
