@@ -54,4 +54,4 @@ def test_training_on_real_films(films, tmp_path):
 
 
 def notes(folder):
-    return json.loads((folder / "svdjax-annotations.json").read_text())
+    return json.loads((folder / "svdjax-annotations.json").read_text())["clips"]
