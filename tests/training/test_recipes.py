@@ -25,7 +25,7 @@ from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.step import make_loss
 from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import MODEL, tiny_run
-from tests.weights import random_model
+from tests.weights import random_model, random_start
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEMPORAL = 656_076_838
