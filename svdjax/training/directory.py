@@ -30,9 +30,10 @@ def claim(config: RunConfig) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         if path.exists() and any((config.out / stage.name).exists() for stage in config.stages()):
             check_same(path, json.loads(text), what="a run")
-        partial = path.with_name(".config.json.partial")
-        partial.write_text(text)
-        partial.replace(path)
+        if not path.exists() or path.read_text() != text:  # other processes find what the first one wrote
+            partial = path.with_name(".config.json.partial")
+            partial.write_text(text)
+            partial.replace(path)
     except OSError as error:
         raise UserError(f"--out {config.out}: cannot be written ({error.strerror}): choose another place") from None
 

@@ -139,11 +139,11 @@ def place_whole(batch: Mapping[str, ndarray], mesh: Mesh) -> dict[str, jax.Array
 
 
 def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same compiled function, called with the mesh in sight, which the networks' constraints look for."""
+    """The same function, called with the mesh in sight, which the networks' constraints look for."""
 
-    def call(*args: Any) -> Any:
+    def call(*args: Any, **options: Any) -> Any:
         with jax.set_mesh(mesh):
-            return function(*args)
+            return function(*args, **options)
 
     return call
 

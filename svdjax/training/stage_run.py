@@ -73,7 +73,8 @@ class StageRun:
     def train(self, stop: Callable[[int], bool]) -> Stopped | None:
         """Train to the end and write the stage's model; or save a checkpoint and say where it stopped."""
         stage = self.stage
-        batches = stage.batches(self.model.module, self.clips, seed=self.config.seed, rows=self.layout.rows)
+        make_batches = on_mesh(self.mesh, stage.batches)
+        batches = make_batches(self.model.module, self.clips, seed=self.config.seed, rows=self.layout.rows)
         step = make_train_step(stage, self.model.shapes, self.optimizer, self.config.seed, self.shardings)
         with (
             Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
@@ -164,7 +165,7 @@ class StageRun:
 
     def _finish(self, state: TrainState) -> None:
         averaged = self._averaged(state.ema)
-        config = self.stage.finish(averaged.module, self.validation)
+        config = on_mesh(self.mesh, self.stage.finish)(averaged.module, self.validation)
         whole = Model(config, averaged.params).whole()
         if processes.is_main():
             save_model(whole, self.directory / "model.safetensors")

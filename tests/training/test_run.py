@@ -64,7 +64,7 @@ def test_a_run_leaves_a_model_samples_metrics_and_its_configuration(finished):
     assert {path.name for path in out.glob("samples.*")} == {"samples.png", "samples.mp4"}
     assert list(losses(out / "unet")) == [1, 2, 3, 4]
     saved = json.loads((out / "config.json").read_text())
-    assert saved["unet"]["batch"] == 4 and saved["model"]["unet"]["channels"] == [32]
+    assert saved["unet"]["batch"] == 8 and saved["model"]["unet"]["channels"] == [32]
 
 
 def test_each_stage_trains_its_own_part_only(finished):

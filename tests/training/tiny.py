@@ -35,7 +35,10 @@ OPTIM = OptimConfig(rate=1e-3, warmup=1)
 
 
 def tiny_run(root: Path, *, name: str = "run", vae_steps: int = 4, unet_steps: int = 4) -> RunConfig:
-    """A run whose data and output lie under ``root``; runs under one root share the data."""
+    """A run whose data and output lie under ``root``; runs under one root share the data.
+
+    Of a batch of 8 each of the tests' devices takes one clip; of a smaller one each would do all.
+    """
     every = {"log_every": 1, "validate_every": 2, "checkpoint_every": 2}
     return RunConfig(
         out=root / name,
@@ -48,7 +51,7 @@ def tiny_run(root: Path, *, name: str = "run", vae_steps: int = 4, unet_steps: i
             sprites_validation=8,
             world=World(height=16, width=16, frames=2),
         ),
-        vae=VAEStage(steps=vae_steps, batch=4, frames=1, optim=OPTIM, **every),
-        decoder=DecoderStage(steps=2, batch=4, optim=OPTIM, **every),
-        unet=DiffusionStage(steps=unet_steps, batch=4, optim=OPTIM, cache_latents=True, **every),
+        vae=VAEStage(steps=vae_steps, batch=8, frames=1, optim=OPTIM, **every),
+        decoder=DecoderStage(steps=2, batch=8, optim=OPTIM, **every),
+        unet=DiffusionStage(steps=unet_steps, batch=8, optim=OPTIM, cache_latents=True, **every),
     )
