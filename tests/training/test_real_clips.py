@@ -35,8 +35,9 @@ def first(losses, key):
 def test_training_on_real_films(films, tmp_path):
     config = tiny_run(tmp_path, vae_steps=60, unet_steps=60)
     data = replace(config.data, train=films, validation=films, sprites=0)
-    unet = replace(config.unet, cache_latents=False, validate_every=10)
-    config = replace(config, data=data, vae=replace(config.vae, validate_every=10), unet=unet)
+    seldom = {"validate_every": 10, "checkpoint_every": 30}
+    unet = replace(config.unet, cache_latents=False, **seldom)
+    config = replace(config, data=data, vae=replace(config.vae, **seldom), unet=unet)
     model = run(config)
 
     for stage in ("vae", "unet"):
