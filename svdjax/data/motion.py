@@ -16,7 +16,6 @@ from svdjax.data.decoding import Video, decode, probe
 from svdjax.errors import UserError, require
 from svdjax.typing import Float, UInt8, ndarray
 
-DEFAULT_BUCKET = 127
 MEASURE = "Farneback, 2 fps, % of short side"  # what `motion_score` gives; data sets say it with their scores
 SCORE_FPS = 2.0  # the paper measures flow at 2 frames per second (section 5.1)
 _WORKING_SIDE = 128

@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from svdjax.training.config import RunConfig, load_config
 from svdjax.training.flops import TrainingFlops, clip_shapes, peak_flops, stage_flops
 from svdjax.training.mesh import make_mesh
 from svdjax.training.optim import make_optimizer
+from svdjax.training.run import DEMO
 from svdjax.training.sharding import BatchLayout, param_shardings, spec_table, state_shardings
 from svdjax.training.stage import Stage
 from svdjax.training.state import TrainState, new_state
@@ -79,10 +79,12 @@ class Plan:
 
     @property
     def chip(self) -> Chip:
+        """Of which the slice is made."""
         return CHIPS[self.topology.split(":")[0]]
 
     @property
     def chips(self) -> int:
+        """Number of chips."""
         return self.mesh.size
 
     @property
@@ -124,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         return 0
-    config = load_config(rest, default=Path("configs/demo.py"))
+    config = load_config(rest, default=DEMO)
     stages = {stage.name: stage for stage in config.stages()}
     name = options.stage or list(stages)[-1]
     if name not in stages:
