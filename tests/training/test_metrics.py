@@ -104,8 +104,8 @@ def test_speed_and_utilisation_are_those_since_the_last_log_step(tmp_path, monke
     )
     assert not {"steps_per_second", "mfu"} & set(first[1])
     speed = {name: second[1][name] for name in ("steps_per_second", "clips_per_second", "data_wait", "mfu")}
-    # 2 steps of 4 clips in 4 seconds, of which 1 was spent waiting; a clip takes all devices one second.
-    assert speed == {"steps_per_second": 0.5, "clips_per_second": 2.0, "data_wait": 0.25, "mfu": 2.0}
+    # 2 steps of 8 clips in 4 seconds, of which 1 was spent waiting; a clip takes all devices one second.
+    assert speed == {"steps_per_second": 0.5, "clips_per_second": 4.0, "data_wait": 0.25, "mfu": 4.0}
 
 
 def test_the_fullest_device_says_how_much_memory_is_in_use(monkeypatch):
