@@ -103,7 +103,8 @@ def test_when_one_process_dies_the_other_ends_and_both_go_on(root):
     assert survivor.returncode not in (0, None)
     # Ours if a collective operation fails first, JAX's if the heartbeat is missed first.
     assert "another process of this run is gone" in errors or "another task died" in errors
-    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
     assert not (root / "killed/vae/model.safetensors").exists()
     processes = start(root, "killed", processes=2, steps=steps)
     finish(processes)

@@ -17,7 +17,7 @@ from svdjax.training.step import make_train_step
 from tests.training.tiny import MODEL, OPTIM, tiny_run
 from tests.weights import random_model
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 
 def one_step(stage, devices, **sizes):
