@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
+from svdjax.compilation import nothing_kept
 from svdjax.errors import UserError, require
 from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
@@ -192,7 +193,8 @@ def plan(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) -> Plan:
         lowered = traced.lower()
         seconds["lower"] = time.perf_counter() - start - seconds["trace"]
         try:
-            compiled = lowered.compile()
+            with nothing_kept():
+                compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             raise UserError(f"{stage.name} on {topology}: {_out_of_memory(error)}") from None
     seconds["compile"] = time.perf_counter() - start - sum(seconds.values())
