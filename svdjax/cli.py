@@ -15,7 +15,7 @@ COMMANDS = {
     "sample": ("svdjax.sampling.command", "Sample", "animate photos"),
     "train": ("svdjax.training.run", None, "train the models of a configuration file"),
     "precompute": ("svdjax.training.precompute", None, "encode the training clips once, into a latent cache"),
-    "plan": ("svdjax.training.plan", None, "compile a training step for a TPU slice and say what it needs"),
+    "plan": ("svdjax.planning.command", None, "compile training or sampling for a TPU slice and say what it needs"),
     "convert": ("svdjax.conversion.convert", "Convert", "turn a checkpoint into another format"),
     "record": ("svdjax.conversion.record", "Record", "run the PyTorch reference and store what it computes"),
     "compare": ("svdjax.conversion.compare", "Compare", "measure a checkpoint against such a record"),

@@ -6,10 +6,12 @@ import pytest
 
 from svdjax.cli import main
 from svdjax.errors import UserError
-from svdjax.training.collectives import Collective, collectives_of
+from svdjax.planning.chips import CHIPS, topology_devices
+from svdjax.planning.collectives import Collective, collectives_of
+from svdjax.planning.plan import Plan, table
+from svdjax.planning.training import plan_training, shardings
 from svdjax.training.flops import clip_shapes, stage_flops
 from svdjax.training.mesh import MeshConfig, make_mesh
-from svdjax.training.plan import CHIPS, Plan, plan, shardings, table, topology_devices
 from tests.training.tiny import MODEL, tiny_run
 
 HLO = """HloModule step
@@ -44,7 +46,7 @@ def test_an_estimate_is_compute_and_transfers():
     numbers = {"flops": 197 * 10**12, "executed": 2 * 197 * 10**12, "roofline": 0.1, "seconds": {"compile": 1.0}}
     sent = [Collective(kind="all-gather", count=1, bytes=100 * 10**9)]
     made = Plan(
-        stage="unet",
+        name="unet",
         topology="v5e:2x2",
         mesh=mesh,
         batch=4,
@@ -85,7 +87,7 @@ def test_the_table_of_shardings_lists_every_trained_parameter(tmp_path):
 def test_a_step_compiles_for_a_slice_that_is_not_there(tmp_path):
     config = tiny_run(tmp_path)
     stage = dataclasses.replace(config.vae, batch=8)
-    made = plan(config, stage, make_mesh(config.mesh, topology_devices("v5e:2x2")), "v5e:2x2")
+    made = plan_training(config, stage, make_mesh(config.mesh, topology_devices("v5e:2x2")), "v5e:2x2")
     assert made.chips == 4 and 0 < made.total < 1
     assert {each.kind for each in made.collectives} & {"all-reduce", "reduce-scatter"}  # gradients meet
     batch = {"video": _Shape((1, 1, 16, 16, 3), "uint8")}
@@ -103,6 +105,6 @@ def test_a_topology_needs_libtpu(monkeypatch):
     def missing(module, extra):
         raise UserError(f"{module} is not installed: run `pip install 'svdjax[{extra}]'`")
 
-    monkeypatch.setattr("svdjax.training.plan.require", missing)
+    monkeypatch.setattr("svdjax.planning.chips.require", missing)
     with pytest.raises(UserError, match=r"svdjax\[tpu\]"):
         topology_devices("v5e:2x2")

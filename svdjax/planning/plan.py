@@ -1,0 +1,220 @@
+"""A plan: what the compiler says of a program on one chip, and what that means for its speed.
+
+Memory is the compiler's own account. Times are estimates and marked so: the compiler's roofline, which counts
+neither Pallas kernels nor transfers between chips, and transfers at the full bandwidth of a chip's links without
+overlap.
+"""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import jax
+from jax.sharding import Mesh
+from rich.table import Table
+
+from svdjax.compilation import nothing_kept
+from svdjax.errors import UserError
+from svdjax.planning.chips import Chip, chip_of
+from svdjax.planning.collectives import Collective, collectives_of
+from svdjax.training.flops import peak_flops
+from svdjax.typing import PyTree
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the compiler says of a program on one chip of a slice.
+
+    Attributes:
+        name: of the program. batch: clips or videos that all chips work on at once.
+        memory: GiB by what takes them.
+        seconds: tracing, lowering and compiling.
+        roofline: seconds of the compiler's own estimate, without kernels and transfers.
+        collectives: what is sent; None where the compiler does not show its program.
+        flops, executed: of all chips: what the mathematics asks for, and what is done.
+    """
+
+    name: str
+    topology: str
+    mesh: Mesh
+    batch: int
+    memory: dict[str, float]
+    seconds: dict[str, float]
+    roofline: float
+    collectives: list[Collective] | None
+    flops: int
+    executed: int
+
+    @property
+    def chip(self) -> Chip:
+        """Of which the slice is made."""
+        return chip_of(self.topology)
+
+    @property
+    def chips(self) -> int:
+        """Number of chips."""
+        return self.mesh.size
+
+    @property
+    def total(self) -> float:
+        """GiB."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether it has room in the chip's memory."""
+        return self.total <= self.chip.hbm_gib
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s of all chips together."""
+        return self.chips * (peak_flops(self.mesh.devices.flat[0].device_kind) or float("nan"))
+
+    @property
+    def floor(self) -> float:
+        """Seconds of what is executed, at the chips' peak."""
+        return self.executed / self.peak
+
+    @property
+    def transfer(self) -> float:
+        """Estimate: seconds of what is sent, over all links of a chip, with nothing else going on meanwhile."""
+        return sum(each.sent for each in self.collectives or ()) / self.chip.link_bandwidth
+
+    @property
+    def step(self) -> float:
+        """Estimate: seconds of a call, by the compiler or by its FLOPs at the chips' peak, and the transfers."""
+        return max(self.roofline, self.floor) + self.transfer
+
+    @property
+    def mfu(self) -> float:
+        """Estimate: share of the chips' peak that the mathematics would use."""
+        return self.flops / (self.peak * self.step)
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything as JSON can hold it; GiB, seconds and FLOPs."""
+        return {
+            "name": self.name,
+            "topology": self.topology,
+            "mesh": dict(self.mesh.shape),
+            "batch": self.batch,
+            "memory": self.memory,
+            "total": self.total,
+            "hbm": self.chip.hbm_gib,
+            "fits": self.fits,
+            "flops": self.flops,
+            "executed": self.executed,
+            "floor": self.floor,
+            "roofline": self.roofline,
+            "collectives": None if self.collectives is None else [asdict(each) for each in self.collectives],
+            "transfer": self.transfer,
+            "step": self.step,
+            "mfu": self.mfu,
+            "seconds": self.seconds,
+        }
+
+
+def make_plan(
+    function: jax.stages.Wrapped,
+    arguments: tuple[PyTree, ...],
+    *,
+    name: str,
+    topology: str,
+    mesh: Mesh,
+    batch: int,
+    resident: Mapping[str, PyTree],
+    flops: int,
+    executed: int,
+    turns: int = 1,
+) -> Plan:
+    """Compile a program for a mesh of a slice's devices.
+
+    Args:
+        function: to be compiled. arguments: its arguments, as shapes where they lie.
+        name, topology, mesh, batch, flops, executed: of the plan.
+        resident: what lies in memory meanwhile, by name: the arguments, and what other programs need.
+        turns: how often the loop turns that makes up the program, of which the compiler counts one turn.
+
+    Raises:
+        UserError: it does not fit into the chips' memory.
+    """
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        traced = function.trace(*arguments)
+        seconds = {"trace": time.perf_counter() - start}
+        lowered = traced.lower()
+        seconds["lower"] = time.perf_counter() - start - seconds["trace"]
+        try:
+            with nothing_kept():
+                compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise UserError(f"{name} on {topology}: {_out_of_memory(error)}") from None
+    seconds["compile"] = time.perf_counter() - start - sum(seconds.values())
+    analysis, hlo = compiled.memory_analysis(), _text(compiled)
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return Plan(
+        name=name,
+        topology=topology,
+        mesh=mesh,
+        batch=batch,
+        memory={
+            **{name: gib_of(tree) for name, tree in resident.items()},
+            "temporaries, results": (analysis.temp_size_in_bytes + outputs) / GIB,
+            "program": analysis.generated_code_size_in_bytes / GIB,
+        },
+        seconds=seconds,
+        roofline=turns * _roofline(compiled, hlo),
+        collectives=None if hlo is None else collectives_of(hlo),
+        flops=flops,
+        executed=executed,
+    )
+
+
+def gib_of(tree: PyTree) -> float:
+    """GiB of the shards on one chip, of shapes with shardings."""
+    sizes = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(sizes) / GIB
+
+
+def _text(compiled: jax.stages.Compiled) -> str | None:
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # libtpu cannot print some programs for v6e
+        return None
+
+
+def _roofline(compiled: jax.stages.Compiled, hlo: str | None) -> float:
+    """The compiler's seconds; it counts each of these calls, which cost nothing, as minus one second."""
+    return float(compiled.cost_analysis()["optimal_seconds"]) + (hlo or "").count('"ConcatBitcast"')
+
+
+def _out_of_memory(error: Exception) -> str:
+    """The compiler's sentence about the memory, out of pages."""
+    found = re.search(r"[Uu]sed [\d.]+\w of [\d.]+\w hbm", str(error))
+    if found:
+        return f"does not fit ({found[0].lower()})"
+    return f"does not compile ({next(iter(str(error).splitlines()), '')[:300]})"
+
+
+def table(plan: Plan) -> Table:
+    """A plan for people."""
+    mesh = " x ".join(f"{size} {name}" for name, size in plan.mesh.shape.items())
+    rows = Table(title=f"{plan.name} on {plan.topology}: {mesh}, batch {plan.batch}", show_header=False)
+    for name, size in plan.memory.items():
+        rows.add_row(name, f"{size:.2f} GiB")
+    fits = "fits" if plan.fits else "does NOT fit"
+    rows.add_row("memory per chip", f"{plan.total:.2f} of {plan.chip.hbm_gib} GiB: {fits}", end_section=True)
+    rows.add_row("FLOPs", f"{plan.flops:.3g}, executed {plan.executed:.3g}")
+    rows.add_row("at the chips' peak", f"{plan.floor:.3g} s")
+    rows.add_row("compiler's roofline", f"{plan.roofline:.3g} s, without kernels and transfers")
+    for each in plan.collectives or ():
+        rows.add_row(each.kind, f"{each.count} times, {each.bytes / GIB:.2f} GiB per chip")
+    rows.add_row("transfers", f"{plan.transfer:.3g} s" if plan.collectives is not None else "not shown by libtpu")
+    rows.add_row("duration (estimate)", f"{plan.step:.3g} s")
+    rows.add_row("MFU (estimate)", f"{plan.mfu:.0%}", end_section=True)
+    for name, seconds in plan.seconds.items():
+        rows.add_row(name, f"{seconds:.1f} s")
+    return rows

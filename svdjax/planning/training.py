@@ -1,0 +1,133 @@
+"""Plans of training: a stage's real step, with the state, the frozen networks and a batch where they would lie."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.table import Table
+
+from svdjax.errors import UserError
+from svdjax.models.params import abstract, flat_params
+from svdjax.models.svd import SVD
+from svdjax.planning.plan import Plan, make_plan
+from svdjax.training.config import RunConfig
+from svdjax.training.flops import TrainingFlops, clip_shapes, stage_flops
+from svdjax.training.optim import make_optimizer
+from svdjax.training.sharding import BatchLayout, param_shardings, spec_table, state_shardings
+from svdjax.training.stage import Stage
+from svdjax.training.state import TrainState, new_state
+from svdjax.training.step import make_train_step
+from svdjax.typing import PyTree
+
+
+def plan_training(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) -> Plan:
+    """Compile a stage's step for a mesh of a topology's devices.
+
+    Raises:
+        UserError: it does not fit into the chips' memory.
+    """
+    arguments, step = _step(config, stage, mesh)
+    state, frozen, batch = arguments
+    flops = _flops(config, stage)
+    return make_plan(
+        step,
+        arguments,
+        name=stage.name,
+        topology=topology,
+        mesh=mesh,
+        batch=stage.batch,
+        resident={
+            "parameters": state.params,
+            "moments": state.opt_state,
+            "average": state.ema,
+            "frozen": frozen,
+            "batch": batch,
+        },
+        flops=flops.model * stage.batch,
+        executed=flops.executed * stage.batch,
+    )
+
+
+def shardings(config: RunConfig, stage: Stage, mesh: Mesh) -> Table:
+    """How each trained parameter is cut, and its bytes on one chip in float32."""
+    rows = spec_table(_trained(config, stage), mesh)
+    table = Table("parameter", "shape", "cut", "bytes per chip")
+    for path, shape, spec, size in rows:
+        table.add_row(path, " x ".join(map(str, shape)), str(tuple(spec)) if any(spec) else "whole", f"{size:,}")
+    table.add_row("all", "", "", f"{sum(row[-1] for row in rows):,}")
+    return table
+
+
+def largest_batch(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) -> int:
+    """The largest batch that fits, found by bisection; each try is compiled.
+
+    Returns:
+        A multiple of the parts that a batch is divided into; 0 if not even one clip for each fits.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def fits(clips: int) -> bool:
+        one_go = dataclasses.replace(stage, batch=clips * parts, accumulate=1)
+        try:
+            return plan_training(config, one_go, mesh, topology).fits
+        except UserError:
+            return False
+
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low * parts
+
+
+def _step(
+    config: RunConfig, stage: Stage, mesh: Mesh
+) -> tuple[tuple[TrainState, PyTree, PyTree], jax.stages.Wrapped]:
+    """What the step takes, as shapes where they lie, and the step."""
+    model, optimizer = abstract(SVD, config.model), make_optimizer(stage.optim, stage.steps)
+    params = _trained(config, stage)
+    state = jax.eval_shape(lambda params: new_state(params, optimizer), params)
+    placed = state_shardings(state, optimizer, mesh, offload=stage.offload)
+    rest = {path: x for path, x in flat_params(model).items() if path not in params}
+    where, dtype = param_shardings(rest, mesh), jnp.dtype(stage.compute_dtype)
+    frozen = {path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=where[path]) for path, x in rest.items()}
+    rows = NamedSharding(mesh, PartitionSpec(BatchLayout(mesh, stage.batch).axes))
+    clip = _clip(config, stage)
+    batch = {
+        name: jax.ShapeDtypeStruct((stage.batch, *x.shape[1:]), x.dtype, sharding=rows) for name, x in clip.items()
+    }
+    step = make_train_step(stage, model, optimizer, config.seed, placed)
+    return (jax.tree.map(_at, state, placed), frozen, batch), step
+
+
+def _trained(config: RunConfig, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
+    return {path: x for path, x in flat_params(abstract(SVD, config.model)).items() if stage.trains(path)}
+
+
+def _at(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _clip(config: RunConfig, stage: Stage) -> dict[str, np.ndarray]:
+    """A batch of one black clip, as the data pipeline would make it."""
+    sampling, vae = config.data.sampling, config.model.vae
+    frames, height, width = getattr(stage, "frames", None) or sampling.frames, *sampling.size
+    batch = {
+        "video": np.zeros((1, frames, height, width, 3), np.uint8),
+        "fps": np.ones(1, np.float32),
+        "motion_bucket": np.ones(1, np.float32),
+    }
+    if getattr(stage, "cache_latents", False):
+        shape = (1, frames, height // vae.factor, width // vae.factor, vae.latent_channels)
+        batch |= {"video": batch["video"][:, :1], "latents": np.zeros(shape, np.float32)}
+    if sampling.captions:
+        batch["caption"] = [""]
+    return stage.prepare(config.model, batch)
+
+
+def _flops(config: RunConfig, stage: Stage) -> TrainingFlops:
+    return stage_flops(stage, config.model, clip_shapes(_clip(config, stage)))
