@@ -8,6 +8,7 @@ mean_flow: pixels per frame for each fifth of the buckets, lowest first;
 first_frame_psnr: of frame 0 against the input picture, in dB; vae_psnr: of held-out clips, encoded and decoded.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -23,12 +24,13 @@ from svdjax.data.motion import flow_magnitude
 from svdjax.data.sprites import World, draw_clips
 from svdjax.models.svd import SVD
 from svdjax.sampling.images import from_uint8
-from svdjax.training.samples import sample_clips
+from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.training.vae_stage import encode_video
 
 SAMPLES = 64
 RECONSTRUCTED = 16
 SEED = 2
+AT_ONCE = 16
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -49,7 +51,9 @@ def measure(checkpoint: Path) -> dict[str, object]:
     images = from_uint8(clips[:, 0])
     buckets = np.random.default_rng(SEED).permutation(np.linspace(1, 255, SAMPLES)).astype(np.float32)
     start = time.perf_counter()
-    videos = sample_clips(model, images, buckets, seed=SEED)
+    pipeline = Pipeline(model, Settings(defaults=model.config.defaults, seed=SEED, per_device=AT_ONCE))
+    request = dataclasses.replace(pipeline.request(images=images), motion_bucket=buckets)
+    videos = np.stack(list(pipeline.videos(request)))
     flow = np.array([flow_magnitude(video) for video in videos])
     video = from_uint8(clips[:RECONSTRUCTED])
     return {

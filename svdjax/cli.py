@@ -12,7 +12,7 @@ from svdjax.errors import UserError
 
 # Command: its options and the module that holds them beside ``run(options)``; a module is imported when needed.
 COMMANDS = {
-    "sample": ("svdjax.sampling.command", "Sample", "animate photos"),
+    "sample": ("svdjax.sampling.command", "Sample", "make videos of photos or texts"),
     "train": ("svdjax.training.run", None, "train the models of a configuration file"),
     "precompute": ("svdjax.training.precompute", None, "encode the training clips once, into a latent cache"),
     "plan": ("svdjax.planning.command", None, "compile training or sampling for a TPU slice and say what it needs"),

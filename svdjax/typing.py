@@ -19,4 +19,6 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped, UInt8
 from numpy import ndarray
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "PyTree", "Shaped", "UInt8", "ndarray"]
+AnyArray = Array | ndarray  # on a device, or on the host
+
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "PyTree", "Shaped", "UInt8", "ndarray"]

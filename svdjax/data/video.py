@@ -1,4 +1,4 @@
-"""Writes videos: .mp4, .gif, .webp or a folder of PNG files, with the settings that made them inside."""
+"""Writes videos: .mp4, .gif, .webp, PNG files in a folder or a single one, with the settings inside."""
 
 import io
 import json
@@ -35,7 +35,8 @@ def write_video(
 
     Args:
         path: ends in .mp4 (H.264, 4:2:0, BT.709, plays in browsers; an odd side gets one more row or column,
-            a copy of the last), .gif, .webp (animated, lossy), or without an ending: a folder of exact PNG files.
+            a copy of the last), .gif, .webp (animated, lossy), .png (of one frame), or without an ending: a folder
+            of exact PNG files.
         frames: at least one.
         fps: frames per second; .gif keeps it to a hundredth of a second per frame, a folder only in its metadata.
         metadata: JSON-ready settings, kept inside the file; `read_metadata` gives them back.
@@ -51,6 +52,8 @@ def write_video(
         )
     if not len(frames) or not 0 < fps < math.inf:
         raise UserError(f"{path}: {len(frames)} frames at {fps:g} fps make no video: give at least one frame")
+    if writer is _write_picture and len(frames) > 1:
+        raise UserError(f"{path}: {len(frames)} frames make no picture: leave out the ending for a folder of them")
     try:
         with _finished(path, folder=writer is _write_folder) as partial:
             writer(partial, np.ascontiguousarray(frames), fps, json.dumps(dict(metadata or {})))
@@ -189,11 +192,15 @@ def _read_webp(path: Path) -> str:
 
 def _write_folder(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
     path.mkdir()
+    for index, frame in enumerate(frames):
+        _write_picture(path / f"frame_{index:04d}.png", frame[None], fps, text)
+
+
+def _write_picture(path: Path, frames: UInt8[ndarray, "1 h w 3"], fps: float, text: str) -> None:
     note = PngImagePlugin.PngInfo()
     note.add_text(_PNG_KEY, text)
     note.add_text("fps", f"{fps:g}")
-    for index, frame in enumerate(frames):
-        Image.fromarray(frame).save(path / f"frame_{index:04d}.png", pnginfo=note)
+    Image.fromarray(frames[0]).save(path, "PNG", pnginfo=note)
 
 
 def _read_folder(path: Path) -> str:
@@ -205,6 +212,7 @@ _WRITERS: dict[str, Callable[[Path, np.ndarray, float, str], None]] = {
     ".mp4": _write_mp4,
     ".gif": _write_gif,
     ".webp": _write_webp,
+    ".png": _write_picture,
     "": _write_folder,
 }
 _READERS: dict[str, Callable[[Path], str]] = {

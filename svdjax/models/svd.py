@@ -64,6 +64,11 @@ class SVDConfig:
     preconditioning: typing.Literal["v", "discrete_eps", "discrete_v"] = "v"
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this: the VAE's factor times the UNet's (64 for SVD)."""
+        return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
+
     @classmethod
     def svd(cls) -> "SVDConfig":
         """Image to video, 14 frames of 576x1024 (SVD)."""
@@ -118,7 +123,14 @@ class SVDConfig:
             scalars=(),
             preconditioning="discrete_v",
             defaults=SamplingDefaults(
-                frames=1, height=768, width=768, steps=50, guidance=(7.5, 7.5), guidance_shape="constant"
+                frames=1,
+                height=768,
+                width=768,
+                steps=50,
+                guidance=(7.5, 7.5),
+                guidance_shape="constant",
+                sigma_min=0.0292,  # of the 1000 levels
+                sigma_max=14.61,
             ),
         )
 

@@ -1,4 +1,4 @@
-"""From photos to videos."""
+"""From photos and texts to videos."""
 
 from svdjax.sampling.images import read_image
 from svdjax.sampling.pipeline import Pipeline, Settings

@@ -61,9 +61,3 @@ def from_uint8(pixels: UInt8[ndarray, "*n 3"]) -> Float[ndarray, "*n 3"]:
 def to_uint8(values: Float[ndarray, "*n 3"]) -> UInt8[ndarray, "*n 3"]:
     """Values in [-1, 1] to pixels 0..255; values outside are clipped."""
     return np.clip(np.round((np.asarray(values, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def pad_to_multiple(image: Float[ndarray, "h w 3"], multiple: int) -> Float[ndarray, "h2 w2 3"]:
-    """Repeat the last row and column until both sides are multiples of a number."""
-    height, width = image.shape[:2]
-    return np.pad(image, ((0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")

@@ -1,9 +1,10 @@
-"""From pictures to frames: conditioning, the sampler, and the decoder, on every device there is."""
+"""From requests to frames: conditioning, the sampler, and the decoder, on every device there is."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +22,26 @@ from svdjax.diffusion.guidance import (
     TriangleGuidance,
     guided,
 )
-from svdjax.diffusion.noise import AlignYourSteps, Karras, LogLinear, Schedule, initial_noise, video_noise
+from svdjax.diffusion.noise import (
+    AlignYourSteps,
+    DiscreteSchedule,
+    Karras,
+    LogLinear,
+    Schedule,
+    initial_noise,
+    row_keys,
+)
 from svdjax.diffusion.samplers import SAMPLERS, sample
-from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.vae import VAE
 from svdjax.sampling.decode import decode_frames, default_chunk
-from svdjax.sampling.images import pad_to_multiple, to_uint8
-from svdjax.tasks import Conditioning, ImageRequest, ImageToVideo, network_of
+from svdjax.sampling.images import to_uint8
+from svdjax.tasks import Conditioning, network_of, task_of
 from svdjax.typing import Array, Float, Int, Key, PyTree, UInt8, ndarray
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral", "ddim"]
-ScheduleName = Literal["karras", "align_your_steps", "log_linear"]
+DiscreteName = Literal["leading", "trailing"]
+ScheduleName = Literal["karras", "align_your_steps", "log_linear", "leading", "trailing"]
 SCHEDULES = {"karras": Karras, "align_your_steps": AlignYourSteps, "log_linear": LogLinear}
 
 
@@ -42,7 +51,8 @@ class Settings:
 
     Attributes:
         defaults: sizes, steps, guidance and conditioning values.
-        sampler, schedule: names of the sampler and of the noise levels that it steps through.
+        sampler, schedule: names of the sampler and of the noise levels that it steps through; ``leading`` and
+            ``trailing`` are subsets of SD 2.1's 1000 levels. No schedule is :func:`own_schedule`.
         seed: video i of a seed is the same whatever the number of devices and of other videos.
         per_device: videos that a device works on at once.
         chunk: frames decoded at once. None is :func:`default_chunk` where the result does not depend on it
@@ -52,7 +62,7 @@ class Settings:
 
     defaults: SamplingDefaults
     sampler: SamplerName = "euler"
-    schedule: ScheduleName = "karras"
+    schedule: ScheduleName | None = None
     seed: int = 23
     per_device: int = 1
     chunk: int | None = None
@@ -83,13 +93,15 @@ def guidance_of(defaults: SamplingDefaults) -> Guidance:
     return LinearGuidance(first, last)
 
 
-def size_multiple(config: SVDConfig) -> int:
-    """Height and width must be multiples of this: the VAE's factor times the UNet's (64 for SVD)."""
-    return config.vae.factor * 2 ** (len(config.unet.channels) - 1)
+def own_schedule(config: SVDConfig) -> ScheduleName:
+    """The schedule that a model is meant to be sampled with: SVD's, or for SD 2.1 that of its released pipeline."""
+    return "karras" if config.preconditioning == "v" else "leading"
 
 
 def schedule_of(name: ScheduleName, defaults: SamplingDefaults) -> Schedule:
     """The noise levels to step through, over the checkpoint's range."""
+    if name in get_args(DiscreteName):
+        return DiscreteSchedule(spacing=name)
     return SCHEDULES[name](sigma_min=defaults.sigma_min, sigma_max=defaults.sigma_max)
 
 
@@ -103,6 +115,8 @@ class Pipeline:
     """A loaded model made ready to sample: three stages, compiled once, each device with videos of its own.
 
     Attributes:
+        task: what the model is conditioned on.
+        settings: how it samples, with the schedule spelled out.
         timings: seconds spent per stage so far.
     """
 
@@ -111,56 +125,59 @@ class Pipeline:
 
         Args:
             model: its parameters' type is the type to compute in.
-            settings: how to sample.
+            settings: how to sample. Sizes that are no multiple of the model's ``size_multiple`` are rounded up for
+                the networks, and the videos cropped.
             on_step: called on the host after each sampler step of each device.
+
+        Raises:
+            UserError: no task is known that the model is conditioned by.
         """
+        self.task = task_of(model.config)
+        self.settings = dataclasses.replace(settings, schedule=settings.schedule or own_schedule(model.config))
         self.timings = Timings()
-        self._settings = settings
         self._on_step = on_step
-        self._task = ImageToVideo(config=model.config)
         self._config = model.config
         self._graph, self._state = nnx.split(model)
         self._stages_on: dict[tuple[jax.Device, ...], Sequence[Callable[..., Any]]] = {}
 
-    def __call__(
-        self, images: Float[ndarray, "b h w 3"], motion_buckets: Float[ndarray, " b"] | None = None
-    ) -> UInt8[ndarray, "b t h w 3"]:
-        """Animate pictures.
+    def __call__(self, **inputs: Any) -> UInt8[ndarray, "b t h w 3"]:
+        """Make the videos that a user asks for.
 
         Args:
-            images: float32 in [-1, 1]; sizes that are no multiple of :func:`size_multiple` are padded for the
-                networks and cropped back.
-            motion_buckets: 1 (still) to 255 of each video, if not the settings' for all.
+            inputs: those of the task's ``request``: ``images`` to animate, or ``prompts``.
 
         Returns:
             The frames of each video.
-        """
-        return np.stack(list(self.videos(images, motion_buckets)))
 
-    def videos(
-        self, images: Float[ndarray, "b h w 3"], motion_buckets: Float[ndarray, " b"] | None = None
-    ) -> Iterator[UInt8[ndarray, "t h w 3"]]:
-        """The same videos one after the other, as soon as each is finished."""
-        count = len(images)
-        if motion_buckets is None:
-            motion_buckets = np.full(count, self._settings.defaults.motion_bucket, np.float32)
+        Raises:
+            UserError: an input does not fit the model or the settings.
+        """
+        return np.stack(list(self.videos(self.request(**inputs))))
+
+    def request(self, **inputs: Any) -> PyTree:
+        """The request for videos of these settings, see :meth:`svdjax.tasks.Task.request`."""
+        return self.task.request(self.settings.defaults, **inputs)
+
+    def videos(self, request: PyTree) -> Iterator[UInt8[ndarray, "t h w 3"]]:
+        """The videos of a request of NumPy arrays, one after the other, as soon as each is finished."""
+        count = len(jax.tree.leaves(request)[0])
         devices, groups = self._layout(count)
         stages = self._stages(devices)
         for group in groups:
-            frames = self._group(images[group % count], motion_buckets[group % count], group, stages)
-            yield from frames[: count - group[0]]
+            some = jax.tree.map(lambda x, rows=group % count: x[rows], request)
+            yield from self._group(some, group, stages)[: count - group[0]]
 
     def step_calls(self, count: int) -> int:
         """How often ``on_step`` is called for ``count`` videos."""
         devices, groups = self._layout(count)
-        return len(devices) * len(groups) * self._settings.defaults.steps
+        return len(devices) * len(groups) * self.settings.defaults.steps
 
     def _layout(self, count: int) -> tuple[tuple[jax.Device, ...], Int[ndarray, "groups n"]]:
         """The devices to use, and the numbers of the videos that they work on at once, group by group.
 
-        The last group is filled up with the first pictures again, so that every group has the same shapes.
+        The last group is filled up with the first requests again, so that every group has the same shapes.
         """
-        per_device = min(self._settings.per_device, count)
+        per_device = min(self.settings.per_device, count)
         devices = tuple(jax.devices()[: -(-count // per_device)])
         at_once = len(devices) * per_device
         return devices, np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
@@ -190,56 +207,44 @@ class Pipeline:
 
         return lambda *batch: self.timings.measure(stage.__name__, lambda: run(state, *batch))
 
-    def _group(
-        self, images: ndarray, motion_buckets: ndarray, videos: ndarray, stages: Sequence[Callable[..., Any]]
-    ) -> ndarray:
+    def _group(self, request: PyTree, videos: ndarray, stages: Sequence[Callable[..., Any]]) -> ndarray:
         """Sample one group of videos on all devices."""
         condition, sample, decode = stages
-        height, width = images.shape[1:3]
-        padded = np.stack([pad_to_multiple(image, size_multiple(self._config)) for image in images])
-        frames = decode(sample(condition(images, padded, motion_buckets, videos), videos))
-        return to_uint8(np.asarray(frames[:, :, :height, :width]))
+        height, width = self.settings.defaults.height, self.settings.defaults.width
+        frames = decode(sample(condition(request, videos), request, videos))
+        return to_uint8(self.task.finish(request, np.asarray(frames[:, :, :height, :width])))
 
-    def condition(
-        self,
-        model: SVD,
-        images: Float[Array, "b h w 3"],
-        padded: Float[Array, "b h2 w2 3"],
-        motion_buckets: Float[Array, " b"],
-        videos: Int[Array, " b"],
-    ) -> Conditioning:
-        """First stage: pictures to conditioning. CLIP sees the picture without its padding."""
-        defaults = self._settings.defaults
-        noise_key, _ = self._keys()
+    def condition(self, model: SVD, request: PyTree, videos: Int[Array, " b"]) -> Conditioning:
+        """First stage: a request to conditioning."""
+        key, _ = self._keys()
+        request = self.task.complete(request, row_keys(key, videos))
+        return self.task.condition(model, request, self.settings.defaults.frames)
 
-        def full(value: float) -> Float[Array, " b"]:
-            return jnp.full((images.shape[0],), value, images.dtype)
-
-        request = ImageRequest(
-            image=padded,
-            clip_image=preprocess(images, size=self._config.image_encoder.image_size),
-            fps=full(defaults.fps),
-            motion_bucket=motion_buckets,
-            noise_aug=full(defaults.noise_aug),
-            noise=video_noise(noise_key, videos, padded.shape[1:]),
-        )
-        return self._task.condition(model, request, defaults.frames)
-
-    def sample(self, model: SVD, cond: Conditioning, videos: Int[Array, " b"]) -> Float[Array, "b t h w c"]:
+    def sample(
+        self, model: SVD, cond: Conditioning, request: PyTree, videos: Int[Array, " b"]
+    ) -> Float[Array, "b t h w c"]:
         """Second stage: noise to scaled latents, through the guided denoiser."""
-        settings, defaults = self._settings, self._settings.defaults
+        settings, defaults = self.settings, self.settings.defaults
         _, key = self._keys()
         sigmas = schedule_of(settings.schedule, defaults)(defaults.steps)
         denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[self._config.preconditioning])
-        denoise = guided(denoiser, guidance_of(defaults), cond, self._task.unconditional(model, cond))
-        shape = (*cond.concat.shape[1:4], self._config.vae.latent_channels)
-        noise = initial_noise(key, videos, shape, sigmas[0])
+        uncond = self.task.unconditional(model, cond, request)
+        denoise = guided(denoiser, guidance_of(defaults), cond, uncond)
+        noise = initial_noise(key, videos, self._latent_shape(), sigmas[0])
         sampler = SAMPLERS[settings.sampler]
         return sample(denoise, noise, sigmas, sampler, key, index=videos, on_step=self._on_step)
 
+    def _latent_shape(self) -> tuple[int, ...]:
+        """Frames, rows, columns and channels of the latents of one video."""
+        defaults, vae, multiple = self.settings.defaults, self._config.vae, self._config.size_multiple
+        rows, columns = (
+            -(-side // multiple) * multiple // vae.factor for side in (defaults.height, defaults.width)
+        )
+        return defaults.frames, rows, columns, vae.latent_channels
+
     def decode(self, model: SVD, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 3"]:
         """Third stage: scaled latents to frames in about [-1, 1]."""
-        settings = self._settings
+        settings = self.settings
         z = (latents / self._config.vae.scaling_factor).astype(decoder_dtype(model.vae))
         chunk = settings.chunk
         if chunk is None and settings.decode == "exact":
@@ -247,5 +252,5 @@ class Pipeline:
         return decode_frames(model.vae, z, chunk=chunk, mode=settings.decode)
 
     def _keys(self) -> Key[Array, "2"]:
-        """Randomness of the noise augmentation, and of the sampler."""
-        return jax.random.split(jax.random.key(self._settings.seed))
+        """Randomness of the requests, and of the sampler."""
+        return jax.random.split(jax.random.key(self.settings.seed))

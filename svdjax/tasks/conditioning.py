@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import repeat
 
 from svdjax.errors import UserError
@@ -13,7 +14,7 @@ from svdjax.models.layers import sinusoidal_embedding
 from svdjax.models.params import cast_floating
 from svdjax.models.svd import Scalars
 from svdjax.models.unet import UNet, Watch
-from svdjax.typing import Array, Bool, Float, Key
+from svdjax.typing import Array, Bool, Float, Key, ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -112,6 +113,13 @@ def embed_scalars(
     return jnp.concatenate(
         [sinusoidal_embedding(per_frame(values[name]), width) for name, width in scalars], axis=-1
     )
+
+
+def pad_to_multiple(images: Float[ndarray, "*n h w c"], multiple: int) -> Float[ndarray, "*n h2 w2 c"]:
+    """On the host: repeat the last row and column until both sides are multiples of a number."""
+    height, width = images.shape[-3:-1]
+    sides = (0, -height % multiple), (0, -width % multiple)
+    return np.pad(images, [(0, 0)] * (images.ndim - 3) + [*sides, (0, 0)], mode="edge")
 
 
 Network = Callable[[Float[Array, "b t h w c"], Float[Array, " b"], Conditioning], Float[Array, "b t h w c"]]

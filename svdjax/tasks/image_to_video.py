@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import repeat
 
 from svdjax.diffusion.noise import LogNormal
 from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
-from svdjax.models.svd import SVD, SVDConfig
-from svdjax.tasks.conditioning import Conditioning, embed_scalars
-from svdjax.typing import Array, Float, Int, Key
+from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
+from svdjax.tasks.conditioning import Conditioning, embed_scalars, pad_to_multiple
+from svdjax.typing import AnyArray, Array, Float, Int, Key, ndarray
 
 # Noise on the conditioning picture during training: ln(sigma) ~ N(-3, 0.5^2) (paper, appendix D).
 NOISE_AUG = LogNormal(mean=-3.0, std=0.5)
@@ -31,19 +32,22 @@ class ImageRequest:
         motion_bucket: 1 (still) to 255 (most motion).
         noise_aug: standard deviation of the noise on the image that the VAE sees; CLIP sees the clean image.
         noise: standard normal, scaled by ``noise_aug``; None where ``latent`` is given.
-        clip_image: a picture to show CLIP instead of ``image``, already preprocessed, or None.
+        unpadded: ``image`` before its sides were made multiples of the networks', which is what CLIP sees; None
+            where that is the same.
+        clip_image: a picture to show CLIP instead, already preprocessed, or None.
         embedding: CLIP's embedding of the image, if it was computed before.
         latent: mode of the noised image's latent, if it was computed before (not multiplied by the scaling factor).
     """
 
-    image: Float[Array, "b h w 3"] | None = None
-    fps: Float[Array, " b"]
-    motion_bucket: Float[Array, " b"]
-    noise_aug: Float[Array, " b"]
+    image: Float[AnyArray, "b h w 3"] | None = None
+    fps: Float[AnyArray, " b"]
+    motion_bucket: Float[AnyArray, " b"]
+    noise_aug: Float[AnyArray, " b"]
     noise: Float[Array, "b h w 3"] | None = None
+    unpadded: Float[AnyArray, "b h2 w2 3"] | None = None
     clip_image: Float[Array, "b size size 3"] | None = None
     embedding: Float[Array, "b d"] | None = None
-    latent: Float[Array, "b h2 w2 c"] | None = None
+    latent: Float[Array, "b h3 w3 c"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,43 @@ class ImageToVideo:
     """The image-to-video task of one model configuration."""
 
     config: SVDConfig
+
+    def request(self, defaults: SamplingDefaults, *, images: Float[ndarray, "b h w 3"]) -> ImageRequest:
+        """Ask for videos that begin with pictures.
+
+        Args:
+            defaults: their size, and the scalars of all of them.
+            images: float32 in [-1, 1].
+
+        Raises:
+            UserError: the model has no image encoder, or the pictures are of another size.
+        """
+        if self.config.image_encoder is None:
+            raise UserError("the checkpoint has no image encoder: give the whole checkpoint, not a part of it")
+        if images.shape[1:3] != (defaults.height, defaults.width):
+            raise UserError(
+                f"pictures of {images.shape[1]}x{images.shape[2]} pixels for videos of {defaults.height}x"
+                f"{defaults.width}: read them in the size of the videos"
+            )
+        names = ("fps", "motion_bucket", "noise_aug")
+        scalars = {name: np.full(len(images), getattr(defaults, name), np.float32) for name in names}
+        padded = pad_to_multiple(images, self.config.size_multiple)
+        unpadded = None if padded.shape == images.shape else images
+        return ImageRequest(image=padded, unpadded=unpadded, **scalars)
+
+    def inputs_from_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """``images``: the first frames."""
+        return {"images": batch["video"][:, 0]}
+
+    def complete(self, request: ImageRequest, keys: Key[Array, " b"]) -> ImageRequest:
+        """Add the noise on the picture."""
+        shape, dtype = request.image.shape[1:], request.image.dtype
+        return dataclasses.replace(request, noise=jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys))
+
+    def finish(self, request: ImageRequest, frames: Float[ndarray, "b t h w 3"]) -> Float[ndarray, "b t h w 3"]:
+        """The frames as they are: the first one was generated to lie before the second."""
+        del request
+        return frames
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch without its captions, which nothing here reads.
@@ -101,7 +142,8 @@ class ImageToVideo:
             return request.embedding
         clip_image = request.clip_image
         if clip_image is None:
-            clip_image = preprocess(request.image, size=self.config.image_encoder.image_size)
+            whole = request.image if request.unpadded is None else request.unpadded
+            clip_image = preprocess(whole, size=self.config.image_encoder.image_size)
         return model.image_encoder(clip_image)
 
     def _latent(self, model: SVD, request: ImageRequest) -> Float[Array, "b h2 w2 c"]:
@@ -110,9 +152,9 @@ class ImageToVideo:
         noised = request.image + request.noise_aug[:, None, None, None] * request.noise
         return model.vae.encode(noised).mode()
 
-    def unconditional(self, model: SVD, cond: Conditioning) -> Conditioning:
+    def unconditional(self, model: SVD, cond: Conditioning, request: ImageRequest | None = None) -> Conditioning:
         """Zero token, zero latent, the same scalars."""
-        del model
+        del model, request
         return dataclasses.replace(cond, context=jnp.zeros_like(cond.context), concat=jnp.zeros_like(cond.concat))
 
     def request_from_batch(self, batch: Mapping[str, Array], keys: Key[Array, " b"]) -> ImageRequest:

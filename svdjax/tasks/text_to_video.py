@@ -1,18 +1,19 @@
 """Text to video: the text-conditioned stages, of single images (one frame) and of videos."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from svdjax.errors import UserError
-from svdjax.models.svd import SVD, SVDConfig
+from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.tokenizer import tokenize
 from svdjax.tasks.conditioning import Conditioning, embed_scalars
-from svdjax.typing import Array, Float, Int, Key
+from svdjax.typing import AnyArray, Array, Float, Int, Key, ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -23,14 +24,19 @@ class TextRequest:
     Attributes:
         tokens: ids of :func:`svdjax.models.tokenizer.tokenize`; None where ``embedding`` is given.
         embedding: the text tower's penultimate output, if it was computed before.
+        temporal_tokens: another text for the temporal cross-attention, to prompt the motion apart from what is seen
+            (the paper's temporal prompting); None for the same one.
+        negative_tokens: a text to move away from, in place of the empty one.
         fps: frames per second of the video. motion_bucket: 1 (still) to 255 (most motion). Neither is read by a
             model without scalars.
     """
 
-    tokens: Int[Array, "b s"] | None = None
+    tokens: Int[AnyArray, "b s"] | None = None
     embedding: Float[Array, "b s d"] | None = None
-    fps: Float[Array, " b"] | None = None
-    motion_bucket: Float[Array, " b"] | None = None
+    temporal_tokens: Int[AnyArray, "b s"] | None = None
+    negative_tokens: Int[AnyArray, "b s"] | None = None
+    fps: Float[AnyArray, " b"] | None = None
+    motion_bucket: Float[AnyArray, " b"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,61 @@ class TextToVideo:
     """The text-conditioned task of one model configuration."""
 
     config: SVDConfig
+
+    def request(
+        self,
+        defaults: SamplingDefaults,
+        *,
+        prompts: Sequence[str],
+        negative_prompt: str | None = None,
+        temporal_prompt: str | None = None,
+    ) -> TextRequest:
+        """Ask for videos of texts.
+
+        Args:
+            defaults: the scalars of all videos.
+            prompts: one for each video.
+            negative_prompt: what guidance moves away from in all videos; None is the empty text.
+            temporal_prompt: what the temporal layers are told in all videos; None is each video's own prompt.
+
+        Raises:
+            UserError: the model has no text encoder.
+        """
+        if self.config.text_encoder is None:
+            raise UserError("the checkpoint has no text encoder: give the whole checkpoint, not a part of it")
+
+        def tokens(text: str | None) -> Int[ndarray, "b s"] | None:
+            return None if text is None else self._tokens([text] * len(prompts))
+
+        return TextRequest(
+            tokens=self._tokens(prompts),
+            temporal_tokens=tokens(temporal_prompt),
+            negative_tokens=tokens(negative_prompt),
+            **{name: np.full(len(prompts), getattr(defaults, name), np.float32) for name, _ in self.config.scalars},
+        )
+
+    def inputs_from_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """``prompts``: the captions.
+
+        Raises:
+            UserError: the batch has none.
+        """
+        if "caption" not in batch:
+            raise UserError("samples of texts need held-out clips with captions: set --data.sampling.captions")
+        return {"prompts": batch["caption"]}
+
+    def complete(self, request: TextRequest, keys: Key[Array, " b"]) -> TextRequest:
+        """The request as it is: nothing in it is random."""
+        del keys
+        return request
+
+    def finish(self, request: TextRequest, frames: Float[ndarray, "b t h w 3"]) -> Float[ndarray, "b t h w 3"]:
+        """The frames as they are: a text shows none."""
+        del request
+        return frames
+
+    def _tokens(self, texts: Sequence[str]) -> Int[ndarray, "b s"]:
+        return tokenize(texts, context_length=self.config.text_encoder.context_length)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Replace ``caption`` (b strings) by ``tokens`` (int32 [b s]), unless the batch has ``text_embedding``.
@@ -52,8 +113,7 @@ class TextToVideo:
             raise UserError(
                 "a text-conditioned model needs captions: give clips with captions, or cache text embeddings"
             )
-        length = self.config.text_encoder.context_length
-        return rest | {"tokens": tokenize(batch["caption"], context_length=length)}
+        return rest | {"tokens": self._tokens(batch["caption"])}
 
     def request_from_batch(self, batch: Mapping[str, Array], keys: Key[Array, " b"]) -> TextRequest:
         """The request that a training clip answers: its caption, frame rate and motion. Nothing in it is random."""
@@ -83,10 +143,19 @@ class TextToVideo:
         if self.config.scalars:
             values = {"fps": request.fps - 1, "motion_bucket": request.motion_bucket}
             vector = embed_scalars(self.config.scalars, values, frames)
-        return Conditioning(context=context, vector=vector)
+        temporal = request.temporal_tokens
+        return Conditioning(
+            context=context,
+            vector=vector,
+            temporal_context=None if temporal is None else model.text_encoder(temporal),
+        )
 
-    def unconditional(self, model: SVD, cond: Conditioning) -> Conditioning:
-        """The embedding of the empty text, with the same scalars."""
-        (length,) = cond.context.shape[1:2]
-        empty = model.text_encoder(tokenize([""], context_length=length)).astype(cond.context.dtype)
-        return dataclasses.replace(cond, context=jnp.broadcast_to(empty, cond.context.shape))
+    def unconditional(self, model: SVD, cond: Conditioning, request: TextRequest | None = None) -> Conditioning:
+        """The embedding of the negative text, or else of the empty one, with the same scalars."""
+        tokens = request.negative_tokens if request is not None else None
+        if tokens is None:
+            tokens = tokenize([""], context_length=cond.context.shape[1])
+        context = model.text_encoder(tokens).astype(cond.context.dtype)
+        context = jnp.broadcast_to(context, cond.context.shape)
+        temporal = None if cond.temporal_context is None else context
+        return dataclasses.replace(cond, context=context, temporal_context=temporal)

@@ -74,8 +74,6 @@ class RunConfig:
             )
         if self.data.sampling.captions and self.model.text_encoder is None:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
-        if self.unet is not None and self.unet.sample_every and self.model.task != "image_to_video":
-            raise UserError(f"--unet.sample-every: a model for {self.model.task} gives no samples: leave it out")
 
     def _check_context(self) -> None:
         """Videos that several devices share have to divide at every level: elsewhere XLA gets gradients wrong.
@@ -83,7 +81,7 @@ class RunConfig:
         Raises:
             UserError: they do not.
         """
-        multiple = self.model.vae.factor * 2 ** (len(self.model.unet.channels) - 1) * self.mesh.context
+        multiple = self.model.size_multiple * self.mesh.context
         for _, _, width in self.data.sampling.shapes if self.mesh.context > 1 else ():
             if width % multiple:
                 raise UserError(

@@ -132,19 +132,19 @@ def sampling_flops(config: SVDConfig, settings: Settings | None = None) -> dict[
     pipeline = Pipeline(abstract(SVD, config), settings)
     graph, state = nnx.split(abstract(SVD, config))
 
-    def condition(state: PyTree, picture: PyTree, bucket: PyTree, video: PyTree) -> PyTree:
-        return pipeline.condition(nnx.merge(graph, state), picture, picture, bucket, video)
+    def condition(state: PyTree, request: PyTree, video: PyTree) -> PyTree:
+        return pipeline.condition(nnx.merge(graph, state), request, video)
 
-    def sample(state: PyTree, picture: PyTree, bucket: PyTree, video: PyTree) -> PyTree:
-        return pipeline.sample(nnx.merge(graph, state), condition(state, picture, bucket, video), video)
+    def sample(state: PyTree, request: PyTree, video: PyTree) -> PyTree:
+        return pipeline.sample(nnx.merge(graph, state), condition(state, request, video), request, video)
 
-    def decode(state: PyTree, picture: PyTree, bucket: PyTree, video: PyTree) -> PyTree:
-        return pipeline.decode(nnx.merge(graph, state), sample(state, picture, bucket, video))
+    def decode(state: PyTree, request: PyTree, video: PyTree) -> PyTree:
+        return pipeline.decode(nnx.merge(graph, state), sample(state, request, video))
 
     defaults = settings.defaults
-    picture = jax.ShapeDtypeStruct((1, defaults.height, defaults.width, 3), jnp.float32)
-    bucket, video = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    first, second, third = (count(stage, state, picture, bucket, video) for stage in (condition, sample, decode))
+    request = pipeline.request(images=np.zeros((1, defaults.height, defaults.width, 3), np.float32))
+    video = np.zeros(1, np.int32)
+    first, second, third = (count(stage, state, request, video) for stage in (condition, sample, decode))
     return {"condition": first, "sample": second - first, "decode": third - second}
 
 

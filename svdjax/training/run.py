@@ -15,7 +15,7 @@ from svdjax.training.initial import initial
 from svdjax.training.loop import stop_on_signals
 from svdjax.training.mesh import make_mesh
 from svdjax.training.model import Model, drawn, read
-from svdjax.training.samples import grid_images, write_grid
+from svdjax.training.samples import grid_clips, write_grid
 from svdjax.training.sharding import place
 from svdjax.training.stage_run import StageRun, Stopped
 
@@ -75,8 +75,8 @@ def _export(config: RunConfig, model: Model, clips: Clips, console: Console) -> 
     if processes.is_main():
         save_model(whole, path, dtype=config.export_dtype)
         written = [path]
-        if config.unet is not None and model.config.task == "image_to_video":
-            written += write_grid(whole, grid_images(clips), config.out / "samples")
+        if config.unet is not None:
+            written += write_grid(whole, grid_clips(clips), config.out / "samples")
         for each in written:
             console.print(str(each))
     processes.barrier("exported")

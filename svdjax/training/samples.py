@@ -1,7 +1,10 @@
 """Sample grids during training, by the same conditioning, sampler and decoder that users sample with."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from einops import rearrange
 from PIL import Image
@@ -12,53 +15,54 @@ from svdjax.models.svd import SVD
 from svdjax.sampling.images import from_uint8, to_uint8
 from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.training.data import Clips
-from svdjax.typing import Float, UInt8, ndarray
+from svdjax.training.stage import Batch
 
 GRID_ROWS = 4
 AT_ONCE = 16  # videos on a device: the models that are sampled while they train are small
 
 
-def sample_clips(
-    model: SVD, images: Float[ndarray, "b h w 3"], motion_buckets: Float[ndarray, " b"], *, seed: int = 0
-) -> UInt8[ndarray, "b t h w 3"]:
-    """Animate pictures, each with its own motion bucket, with the model's own defaults otherwise.
-
-    Args:
-        model: the whole model.
-        images: first frames in [-1, 1].
-        motion_buckets: 1..255.
-        seed: video i of a seed is always the same.
-    """
-    settings = Settings(defaults=model.config.defaults, seed=seed, per_device=min(len(images), AT_ONCE))
-    return Pipeline(model, settings)(images, motion_buckets)
-
-
 def write_grid(
     model: SVD,
-    images: Float[ndarray, "b h w 3"],
+    clips: Batch,
     path: Path,
     *,
-    motion_buckets: tuple[float, ...] = (1, 64, 128, 192, 255),
+    motion_buckets: Sequence[float] = (1, 64, 128, 192, 255),
 ) -> list[Path]:
-    """Animate each picture with several motion buckets and write them side by side.
+    """Ask for what each clip shows, with several motion buckets if the model has them, and write it side by side.
 
-    Writes ``path.png`` (a row per picture: the picture, then the last frame of each bucket) and ``path.mp4`` (the
+    Writes ``path.png`` (a row per clip: its first frame, then the last frame of each bucket) and ``path.mp4`` (the
     same columns, moving).
+
+    Args:
+        model: the whole model, sampled as its defaults say, in the size of the clips.
+        clips: a batch with what the task is asked by: ``video`` uint8 [b t h w 3], and ``caption`` for texts.
+        path: without a suffix.
+        motion_buckets: 1..255.
 
     Returns:
         The two paths.
+
+    Raises:
+        UserError: the batch lacks what the task is asked by.
     """
-    count = len(motion_buckets)
-    clips = sample_clips(model, np.repeat(images, count, axis=0), np.tile(np.float32(motion_buckets), len(images)))
-    clips = rearrange(clips, "(rows columns) t h w c -> rows columns t h w c", columns=count)
-    still = np.broadcast_to(to_uint8(images)[:, None, None], (len(images), 1, *clips.shape[2:]))
-    video = rearrange(np.concatenate([still, clips], axis=1), "rows columns t h w c -> t (rows h) (columns w) c")
+    video = from_uint8(np.asarray(clips["video"]))
+    defaults = dataclasses.replace(model.config.defaults, height=video.shape[2], width=video.shape[3])
+    pipeline = Pipeline(model, Settings(defaults=defaults, seed=0, per_device=AT_ONCE))
+    request = pipeline.request(**pipeline.task.inputs_from_batch({**clips, "video": video}))
+    if "motion_bucket" in dict(model.config.scalars):
+        request = jax.tree.map(lambda x: np.repeat(x, len(motion_buckets), axis=0), request)
+        request = dataclasses.replace(request, motion_bucket=np.tile(np.float32(motion_buckets), len(video)))
+    made = rearrange(
+        list(pipeline.videos(request)), "(rows columns) t h w c -> rows columns t h w c", rows=len(video)
+    )
+    still = np.broadcast_to(to_uint8(video[:, :1])[:, None], (len(video), 1, *made.shape[2:]))
+    grid = rearrange(np.concatenate([still, made], axis=1), "rows columns t h w c -> t (rows h) (columns w) c")
     with finished(path.with_suffix(".png"), overwrite=True) as partial:
-        Image.fromarray(video[-1]).save(partial, format="png")
-    write_video(path.with_suffix(".mp4"), video, model.config.defaults.fps)
+        Image.fromarray(grid[-1]).save(partial, format="png")
+    write_video(path.with_suffix(".mp4"), grid, model.config.defaults.fps)
     return [path.with_suffix(".png"), path.with_suffix(".mp4")]
 
 
-def grid_images(clips: Clips) -> Float[ndarray, "b h w 3"]:
-    """The pictures of a run's grids: first frames of held-out clips, always the same."""
-    return from_uint8(clips.held_out(batch=GRID_ROWS, count=1)[0]["video"][:, 0])
+def grid_clips(clips: Clips) -> Batch:
+    """The clips of a run's grids: held-out ones, always the same."""
+    return clips.held_out(batch=GRID_ROWS, count=1)[0]

@@ -23,7 +23,7 @@ from svdjax.training.loop import Hook, every, train
 from svdjax.training.metrics import MetricsLog
 from svdjax.training.model import Model
 from svdjax.training.optim import make_optimizer
-from svdjax.training.samples import grid_images, write_grid
+from svdjax.training.samples import grid_clips, write_grid
 from svdjax.training.sharding import BatchLayout, on_mesh, place_whole, state_shardings
 from svdjax.training.stage import Batch, Stage
 from svdjax.training.state import TrainState, new_state
@@ -161,7 +161,7 @@ class StageRun:
     def _write_grid(self, ema: Mapping[str, Array], path: Path) -> None:
         whole = self._averaged(ema).whole()
         if processes.is_main():
-            write_grid(whole, grid_images(self.clips), path)
+            write_grid(whole, grid_clips(self.clips), path)
 
     def _finish(self, state: TrainState) -> None:
         averaged = self._averaged(state.ema)

@@ -1,5 +1,6 @@
 """``svdjax sample`` as a user meets it: files, settings inside, one seed one video, and mistakes named."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from svdjax.models.clip_vision import CLIPVisionConfig
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
-from svdjax.sampling.command import Sample, output_paths, resolve
-from svdjax.sampling.pipeline import Pipeline, Settings, guidance_of, size_multiple
+from svdjax.sampling.command import ending_of, output_paths
+from svdjax.sampling.options import Sample, resolve
+from svdjax.sampling.pipeline import Pipeline, Settings, guidance_of
 from tests.weights import random_model
 
 DEFAULTS = SamplingDefaults(frames=2, height=16, width=24, steps=2, guidance=(1.0, 2.0), sigma_max=80.0)
@@ -75,9 +77,9 @@ def test_a_video_does_not_depend_on_its_neighbours_or_on_the_devices(model):
     images, calls = pictures(11), []
     settings = Settings(defaults=DEFAULTS, seed=5, sampler="euler_ancestral")
     pipeline = Pipeline(model, settings, on_step=calls.append)
-    many = pipeline(images)
+    many = pipeline(images=images)
     assert len(calls) == pipeline.step_calls(11)
-    pair = Pipeline(model, settings)(images[:2])
+    pair = Pipeline(model, settings)(images=images[:2])
     assert many.shape == (11, 2, 16, 24, 3)
     np.testing.assert_array_equal(many[:2], pair)
     # The ninth video runs in the second group, on the first device.
@@ -87,9 +89,11 @@ def test_a_video_does_not_depend_on_its_neighbours_or_on_the_devices(model):
 @pytest.mark.slow
 def test_several_videos_on_a_device_and_a_motion_bucket_for_each(model):
     images = pictures(3)
-    alone = Pipeline(model, Settings(defaults=DEFAULTS))(images)
+    alone = Pipeline(model, Settings(defaults=DEFAULTS))(images=images)
     buckets = np.float32([DEFAULTS.motion_bucket, DEFAULTS.motion_bucket, 255])
-    together = Pipeline(model, Settings(defaults=DEFAULTS, per_device=2))(images, buckets)
+    pipeline = Pipeline(model, Settings(defaults=DEFAULTS, per_device=2))
+    request = dataclasses.replace(pipeline.request(images=images), motion_bucket=buckets)
+    together = np.stack(list(pipeline.videos(request)))
     difference = np.abs(together.astype(int) - alone)
     assert difference[:2].max() <= 1  # rounding differs with the number of videos in a batch
     assert difference[2].max() > 1
@@ -166,21 +170,35 @@ def test_unknown_commands_are_answered_with_a_suggestion(capsys):
 
 
 def test_photos_of_one_name_do_not_overwrite_each_other():
-    photos = [Path("a/cat.png"), Path("b/cat.png"), Path("dog.jpg")]
-    paths = output_paths(photos, Sample(num_videos=2, out=Path("o")))
+    paths = output_paths(["cat", "cat", "dog"], Sample(num_videos=2, out=Path("o")), ".mp4")
     assert len(set(paths)) == 6 and paths[4:] == [Path("o/dog-0.mp4"), Path("o/dog-1.mp4")]
 
 
 def test_videos_that_would_overwrite_something_are_refused_at_once(tmp_path):
     with pytest.raises(UserError, match=r"cat-0\.mp4: two videos would have this name"):
-        output_paths([Path("a/cat.png"), Path("b/cat.png"), Path("cat-0.png")], Sample())
+        output_paths(["cat", "cat", "cat-0"], Sample(), ".mp4")
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "diary.txt").write_text("mine")
     with pytest.raises(UserError, match=r"cat holds other files \(diary.txt\)"):
-        output_paths([Path("cat.png")], Sample(format="png", out=tmp_path))
+        output_paths(["cat"], Sample(out=tmp_path), "")
     with pytest.raises(UserError, match="diary is a file, where a folder is to be"):
         (tmp_path / "diary").write_text("mine")
-        output_paths([Path("diary.png")], Sample(format="png", out=tmp_path))
+        output_paths(["diary"], Sample(out=tmp_path), "")
+
+
+@pytest.mark.parametrize(
+    "format, frames, ending",
+    [
+        (None, 2, ".mp4"),
+        ("png", 2, ""),
+        ("gif", 2, ".gif"),
+        (None, 1, ".png"),
+        ("png", 1, ".png"),
+        ("mp4", 1, ".mp4"),
+    ],
+)
+def test_a_single_frame_is_a_picture_unless_asked_otherwise(format, frames, ending):
+    assert ending_of(Sample(format=format), frames) == ending
 
 
 @pytest.mark.slow
@@ -210,7 +228,7 @@ def test_the_bar_counts_every_step_of_every_device(model):
 
 
 def test_the_released_models_want_multiples_of_64():
-    assert size_multiple(SVDConfig.svd()) == 64
+    assert SVDConfig.svd().size_multiple == 64
 
 
 def test_guidance_follows_the_defaults():

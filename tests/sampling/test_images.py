@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from svdjax.errors import UserError
-from svdjax.sampling.images import from_uint8, pad_to_multiple, read_image, to_uint8
+from svdjax.sampling.images import from_uint8, read_image, to_uint8
 
 
 def corner_picture(size=(40, 20)):
@@ -56,14 +56,6 @@ def test_crop_fills_and_letterbox_keeps_everything(tmp_path):
     np.testing.assert_array_equal(boxed[:15], -1)
     np.testing.assert_array_equal(boxed[15:25], 1)
     np.testing.assert_array_equal(boxed[25:], -1)
-
-
-def test_padding_repeats_the_edge_and_can_be_cropped_back():
-    image = np.random.default_rng(0).uniform(-1, 1, (30, 50, 3)).astype(np.float32)
-    padded = pad_to_multiple(image, 64)
-    assert padded.shape == (64, 64, 3)
-    np.testing.assert_array_equal(padded[:30, :50], image)
-    np.testing.assert_array_equal(padded[40, :50], image[-1])
 
 
 def test_pixels_round_trip():

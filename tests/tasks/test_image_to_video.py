@@ -12,10 +12,11 @@ from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.clip_vision import CLIPVisionConfig
 from svdjax.models.params import with_dtype
-from svdjax.models.svd import SVD, SVDConfig
+from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
 from svdjax.tasks import Conditioning, DropRates, ImageRequest, ImageToVideo, drop, embed_scalars, network_of
+from svdjax.tasks.conditioning import pad_to_multiple
 from tests.weights import random_model
 
 TINY = SVDConfig(
@@ -108,6 +109,46 @@ def test_a_training_clip_is_answered_by_its_first_frame():
     np.testing.assert_array_equal(request.image, batch["video"][:, 0])
     np.testing.assert_array_equal(request.motion_bucket, np.arange(4))
     assert (request.noise_aug > 0).all() and len(np.unique(request.noise_aug)) == 4
+
+
+def test_padding_repeats_the_edge_and_can_be_cropped_back():
+    image = np.random.default_rng(0).uniform(-1, 1, (30, 50, 3)).astype(np.float32)
+    padded = pad_to_multiple(image, 64)
+    assert padded.shape == (64, 64, 3)
+    np.testing.assert_array_equal(padded[:30, :50], image)
+    np.testing.assert_array_equal(padded[40, :50], image[-1])
+
+
+def test_a_users_request_is_padded_for_the_networks_and_whole_for_clip(condition):
+    """Of a picture of an odd size the token is that of the picture itself, the latent that of the padded one."""
+    task, keys = ImageToVideo(config=TINY), row_keys(jax.random.key(3), jnp.arange(2))
+    images = np.random.default_rng(4).uniform(-1, 1, (2, 14, 13, 3)).astype(np.float32)
+    defaults = SamplingDefaults(height=14, width=13, fps=9.0, motion_bucket=30.0, noise_aug=0.1)
+    request = task.request(defaults, images=images)
+    assert request.noise is None and [float(x[0]) for x in (request.fps, request.motion_bucket)] == [9.0, 30.0]
+    noise = np.stack([jax.random.normal(key, (16, 16, 3)) for key in keys])
+    found = condition(task.complete(request, keys), 2)
+    scalars = {"fps": request.fps, "motion_bucket": request.motion_bucket, "noise_aug": request.noise_aug}
+    padded = pad_to_multiple(images, 4)
+    clip_image = preprocess(jnp.asarray(images), size=56)
+    want = ImageRequest(image=padded, noise=jnp.asarray(noise), clip_image=clip_image, **scalars)
+    assert_same(found, condition(want, 2))
+
+
+def test_a_request_for_another_model_or_size_is_refused():
+    images = np.zeros((1, 16, 24, 3), np.float32)
+    with pytest.raises(UserError, match="pictures of 16x24 pixels for videos of 16x16"):
+        ImageToVideo(config=TINY).request(SamplingDefaults(height=16, width=16), images=images)
+    with pytest.raises(UserError, match="no image encoder"):
+        task = ImageToVideo(config=dataclasses.replace(TINY, image_encoder=None))
+        task.request(SamplingDefaults(height=16, width=24), images=images)
+
+
+def test_a_clip_answers_a_request_for_its_first_frame():
+    video = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 16, 3)).astype(np.float32)
+    inputs = ImageToVideo(config=TINY).inputs_from_batch({"video": video, "caption": ["", ""]})
+    assert set(inputs) == {"images"}
+    np.testing.assert_array_equal(inputs["images"], video[:, 0])
 
 
 def test_dropout_happens_as_often_as_asked():

@@ -10,7 +10,7 @@ import pytest
 from svdjax.diffusion.noise import row_keys
 from svdjax.errors import UserError
 from svdjax.models.clip_text import CLIPTextConfig
-from svdjax.models.svd import SVD, SVDConfig
+from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.tokenizer import tokenize
 from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
@@ -98,6 +98,40 @@ def test_dropped_texts_become_the_empty_one(model, batch):
     # Four standard errors of a proportion of 0.15 with 4,000 draws.
     assert lost.mean() == pytest.approx(0.15, abs=0.023)
     assert set(counts) == {"dropped_context"} and int(counts["dropped_context"][0]) == lost.sum()
+
+
+def test_a_users_request_is_what_a_clip_of_that_caption_answers(model, batch):
+    task = TextToVideo(config=TINY)
+    inputs = task.inputs_from_batch({"caption": CAPTIONS, "video": None})
+    request = jax.tree.map(jnp.asarray, task.request(SamplingDefaults(fps=7.0, motion_bucket=1.0), **inputs))
+    asked = task.condition(model, task.complete(request, keys(2)), 3)
+    answered = conditioning(model, batch)
+    np.testing.assert_array_equal(asked.context, answered.context)
+    np.testing.assert_array_equal(asked.vector[0], answered.vector[0])
+    with pytest.raises(UserError, match="need held-out clips with captions"):
+        task.inputs_from_batch({"video": None})
+
+
+def test_a_negative_and_a_temporal_prompt_reach_their_branches(model):
+    """The temporal layers get their own tokens; both kinds move away from the negative text."""
+    task = TextToVideo(config=TINY)
+
+    def embedded(*texts):
+        return model.text_encoder(tokenize(texts, context_length=12))
+
+    given = {"prompts": CAPTIONS, "negative_prompt": "blurry", "temporal_prompt": "panning"}
+    request = jax.tree.map(jnp.asarray, task.request(SamplingDefaults(), **given))
+    cond = task.condition(model, request, 2)
+    np.testing.assert_array_equal(cond.context, embedded(*CAPTIONS))
+    np.testing.assert_array_equal(cond.temporal_context, embedded("panning", "panning"))
+    uncond = task.unconditional(model, cond, request)
+    for context in (uncond.context, uncond.temporal_context):
+        np.testing.assert_array_equal(context, embedded("blurry", "blurry"))
+
+
+def test_a_request_needs_a_text_encoder():
+    with pytest.raises(UserError, match="no text encoder"):
+        TextToVideo(config=dataclasses.replace(TINY, text_encoder=None)).request(SamplingDefaults(), prompts=[""])
 
 
 def test_an_image_model_has_no_scalars(model, batch):

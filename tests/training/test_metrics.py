@@ -295,11 +295,11 @@ def interrupted_saving():
 
 def test_a_grid_appears_whole_or_not_at_all(tmp_path):
     clips = np.zeros((5, 2, 16, 16, 3), np.uint8)
-    picture = np.zeros((1, 16, 16, 3), np.float32)
-    with mock.patch("svdjax.training.samples.sample_clips", lambda *args: clips):
+    held_out = {"video": np.zeros((1, 2, 16, 16, 3), np.uint8)}
+    with mock.patch("svdjax.training.samples.Pipeline.videos", lambda *args: iter(clips)):
         model = abstract(SVD, MODEL)
         with interrupted_saving(), pytest.raises(KeyboardInterrupt):
-            write_grid(model, picture, tmp_path / "grid")
+            write_grid(model, held_out, tmp_path / "grid")
         assert list(tmp_path.iterdir()) == []
-        write_grid(model, picture, tmp_path / "grid")
+        write_grid(model, held_out, tmp_path / "grid")
     assert {path.name for path in tmp_path.iterdir()} == {"grid.png", "grid.mp4"}

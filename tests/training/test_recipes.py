@@ -105,8 +105,6 @@ def test_temporal_finetuning_trains_exactly_the_temporal_layers():
 def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="image-share 2"):
         DiffusionStage(image_share=2.0)
-    with pytest.raises(UserError, match="a model for text_to_video gives no samples"):
-        recipe("video_256x384", "--unet.sample-every", "5")
 
 
 @pytest.fixture(scope="module")
