@@ -172,7 +172,8 @@ class Checkpoints:
         step = self.latest
         if step is None:
             raise UserError(f"{self._directory}: holds no whole checkpoint")
-        with self._explained("is damaged or of another configuration", step, "remove it, or choose another --out"):
+        what = "is damaged, or of another configuration or version"
+        with self._explained(what, step, "remove it, or choose another --out"):
             saved = self._checkpointer.checkpointables_metadata(step).metadata["state"]
             # Orbax would find another shape only while it reads, and its other reads complain in the background.
             if changed := _leaves(saved).items() ^ _leaves(shapes).items():
