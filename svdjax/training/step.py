@@ -102,7 +102,10 @@ def make_train_step(
         metrics = {"loss": loss, **metrics, **norms}
         if stage.bad.policy == "skip":
             new_state, metrics = skip_if(bad, new_state, state), count_if_good(bad, metrics)
-        return new_state, metrics | {"bad_steps": jnp.stack([bad, jnp.ones_like(bad)]).astype(jnp.float32)}
+        metrics |= {"bad_steps": jnp.stack([bad, jnp.ones_like(bad)]).astype(jnp.float32)}
+        if "replaced" in batch:
+            metrics |= {"replaced": jnp.sum(batch["replaced"] > 0).astype(jnp.float32)}
+        return new_state, metrics
 
     whole = shardings.step
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))

@@ -46,8 +46,8 @@ def fed(**bad):
     return Fed(steps=9, batch=2, optim=OptimConfig(rate=0.1, warmup=0), log_every=1, bad=BadSteps(**bad))
 
 
-def train(stage, factors):
-    """States and metrics after each step, on batches of these factors."""
+def train(stage, factors, **more):
+    """States and metrics after each step, on batches of these factors, and of ``more`` that is alike in all."""
     params = {PATH: jnp.ones(4)}
     frozen = {
         path: jnp.zeros(shape.shape) for path, shape in flat_params(abstract(SVD, MODEL)).items() if path != PATH
@@ -58,7 +58,7 @@ def train(stage, factors):
     step = make_train_step(stage, abstract(SVD, MODEL), optimizer, 0, shardings)
     states, metrics = [jax.device_get(state)], []
     for factor in factors:
-        state, values = step(state, frozen, {"factor": jnp.full(2, factor)})
+        state, values = step(state, frozen, {"factor": jnp.full(2, factor), **more})
         states.append(jax.device_get(state))
         metrics.append(values)
     return states, metrics
@@ -104,6 +104,13 @@ def test_an_exploding_step_ends_a_run_that_skips_none():
     guarded(stage, metrics[:2])
     with pytest.raises(UserError, match=r"step 3: .* gradient norm 10: not finite, or over a bound of --fed\.bad"):
         guarded(stage, metrics)
+
+
+def test_clips_that_stand_in_for_others_are_counted_in_bad_steps_too():
+    _, metrics = train(fed(policy="skip"), [1.0, np.nan], replaced=jnp.array([0, 3], jnp.int32))
+    assert summarise(metrics)["replaced"] == 1.0
+    _, metrics = train(fed(), [1.0])
+    assert "replaced" not in metrics[0]
 
 
 def judged(loss, grad_norm, running, **bad):
