@@ -57,3 +57,7 @@ def guard(command: Callable[[], object]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return result if isinstance(result, int) else 0
+
+
+if __name__ == "__main__":
+    main()

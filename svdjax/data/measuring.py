@@ -31,11 +31,13 @@ class BadClips:
             UserError: no clip of ``total`` is left, or more than the set share is bad.
         """
         bad = len(self._errors)
-        if bad and (bad >= total or bad > self._max_share * total):
-            raise UserError(
-                f"{bad} of {total} {self._what} cannot be used, more than the {self._max_share:.0%} allowed: "
-                "see the log for their names, remove or replace them"
-            )
+        if not bad or (bad < total and bad <= self._max_share * total):
+            return
+        why = f"more than the {100 * self._max_share:.3g}% allowed" if bad < total else "so none is left"
+        raise UserError(
+            f"{bad} of {total} {self._what} cannot be used, {why}: see the log for their names, remove or replace "
+            "them"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

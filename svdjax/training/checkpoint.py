@@ -26,6 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from svdjax.conversion.contents import CONTENTS, find_damage, write_contents
 from svdjax.errors import UserError
+from svdjax.training import processes
 from svdjax.training.keep import Keep
 from svdjax.training.state import TrainState
 from svdjax.typing import Array, Bool, PyTree
@@ -83,7 +84,8 @@ class Checkpoints:
                     log.warning("%s: the checkpoint of step %d is damaged and passed over", damage, step)
             else:
                 losses[step] = json.loads((folder / _RUN).read_text("utf-8"))["loss"]
-        # Another process may see the files later: the first one says which is the newest.
+        # Another process may see the files later, or come here later: the first one says which is the newest.
+        processes.barrier("checkpoints read")
         newest = int(multihost_utils.broadcast_one_to_all(np.int32(max(losses, default=-1))))
         return {step: loss for step, loss in losses.items() if step <= newest}
 
@@ -172,7 +174,8 @@ class Checkpoints:
         step = self.latest
         if step is None:
             raise UserError(f"{self._directory}: holds no whole checkpoint")
-        with self._explained("is damaged or of another configuration", step, "remove it, or choose another --out"):
+        what = "is damaged, or of another configuration or version"
+        with self._explained(what, step, "remove it, or choose another --out"):
             saved = self._checkpointer.checkpointables_metadata(step).metadata["state"]
             # Orbax would find another shape only while it reads, and its other reads complain in the background.
             if changed := _leaves(saved).items() ^ _leaves(shapes).items():

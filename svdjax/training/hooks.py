@@ -183,9 +183,10 @@ class Guard:
         """
         waiting, self._waiting = jax.device_get(self._waiting), []
         for step, metrics in waiting:
+            bad = bool(metrics["bad_steps"][0])
             if self._stage.bad.policy == "skip":
-                self._count(step, skipped=bool(metrics["skipped"][0]))
-            elif self._stage.bad.is_bad(metrics["loss"], metrics["grad_norm"]):
+                self._count(step, skipped=bad)
+            elif bad:
                 raise UserError(
                     f"stage {self._stage.name}, step {step}: loss {metrics['loss']:.6g}, gradient norm "
                     f"{metrics['grad_norm']:.6g}: {self._remedy()}"
@@ -200,7 +201,11 @@ class Guard:
             )
 
     def _remedy(self) -> str:
-        return f"lower --{self._stage.name}.optim.rate, and run again to go on from the last checkpoint"
+        name = self._stage.name
+        return (
+            f"not finite, or over a bound of --{name}.bad: lower --{name}.optim.rate, and run again to go on from "
+            "the last checkpoint"
+        )
 
 
 def validate(loss: LossFn, frozen: Frozen, batches: Sequence[Batch], log: MetricsLog) -> Hook:

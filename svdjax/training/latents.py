@@ -8,6 +8,7 @@ import jax
 
 from svdjax.data.pipeline import Item, to_batch, to_unit
 from svdjax.models.vae import VAE
+from svdjax.training import processes
 from svdjax.training.sharding import gather
 from svdjax.training.vae_stage import encode_video
 
@@ -34,6 +35,7 @@ def with_latents(vae: VAE, items: Iterable[Item], *, batch: int = 32) -> LatentS
     Memory: one frame of uint8 pixels and t latents of float32 per clip.
     """
     encode = jax.jit(lambda vae, video: encode_video(vae, to_unit(video)))
+    encode = processes.compiled_together(encode, "encoder")
     clips: list[Item] = []
     items = iter(items)
     while records := list(islice(items, batch)):

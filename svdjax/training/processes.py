@@ -1,18 +1,23 @@
 """The processes of a run: one per host of a pod, or just one; process 0 writes what is written once."""
 
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+from orbax.checkpoint.multihost import get_barrier_sync_fn
 from rich.console import Console
 
 from svdjax.errors import UserError
 
 # Seconds without a sign of life after which a process is given up for dead, and the others end too.
 _HEARTBEAT = 100
+# How long process 0 may let the others wait, e.g. while it measures a data set: a dead one ends the wait at once.
+_PATIENCE_MS = 24 * 60 * 60 * 1000
+_barriers = itertools.count()
 # How the collectives of CPU, GPU and TPU say that their peer is gone.
 _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|CoordinationService|[Cc]onnection (reset|closed)|[Hh]eartbeat")
 
@@ -68,9 +73,32 @@ def is_main() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+    """Wait until all processes are here; before what they do together, where some may come much later than others.
+
+    It is one of JAX's coordination service, not a collective operation of the devices: those of CPUs (gloo) fail
+    when a process is 30 seconds late. JAX has no public function for it, so orbax's is used.
+    """
+    # A name is good for one barrier; all processes meet at the same ones in the same order.
+    get_barrier_sync_fn()(key=f"svdjax {next(_barriers)}: {name}", timeout_ms=_PATIENCE_MS)
+
+
+def compiled_together(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The same jitted function; with several processes, none runs it before all have compiled it.
+
+    It is compiled once for each combination of the arguments' shapes.
+    """
+    if jax.process_count() == 1:
+        return function
+    compiled: dict[Any, Callable[..., Any]] = {}
+
+    def call(*args: Any) -> Any:
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args))
+        if shapes not in compiled:
+            compiled[shapes] = function.lower(*args).compile()
+            barrier(f"{name} compiled")
+        return compiled[shapes](*args)
+
+    return call
 
 
 @contextmanager

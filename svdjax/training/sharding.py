@@ -59,7 +59,8 @@ def state_shardings(
         resting,
         transform_non_params=lambda _: whole,
     )
-    return TrainState(step=whole, params=params, opt_state=moments, ema=resting)
+    running = jax.tree.map(lambda _: whole, state.running)
+    return TrainState(step=whole, params=params, opt_state=moments, ema=resting, running=running)
 
 
 def _on_host(sharding: NamedSharding) -> NamedSharding:

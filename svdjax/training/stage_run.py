@@ -98,7 +98,7 @@ class StageRun:
                     threads=self.config.data.threads,
                     workers=self.config.data.workers,
                 ),
-                train_step=on_mesh(self.mesh, step),
+                train_step=on_mesh(self.mesh, processes.compiled_together(step, f"step of {stage.name}")),
                 place=self._place,
                 steps=stage.steps,
                 hooks=[guard, *watch.hooks, *self._hooks(save, watch.log)],
@@ -128,7 +128,8 @@ class StageRun:
 
     def _hooks(self, save: Callable[[TrainState], None], log: MetricsLog) -> list[Hook]:
         stage = self.stage
-        loss = on_mesh(self.mesh, jax.jit(make_loss(stage, self.model.shapes)))
+        loss = jax.jit(make_loss(stage, self.model.shapes))
+        loss = on_mesh(self.mesh, processes.compiled_together(loss, f"loss of {stage.name}"))
         return [
             every(stage.validate_every, on.validate(loss, self.frozen, self.validation, log)),
             every(stage.checkpoint_every, lambda moment: save(moment.state)),
@@ -162,6 +163,7 @@ class StageRun:
         whole = self._averaged(ema).whole()
         if processes.is_main():
             write_grid(whole, grid_clips(self.clips), path)
+        processes.barrier("samples written")
 
     def _finish(self, state: TrainState) -> None:
         averaged = self._averaged(state.ema)

@@ -21,12 +21,15 @@ class TrainState:
         params: the trained parameters by dotted path, float32.
         opt_state: the optimizer's moments.
         ema: moving average of ``params``; what is validated, sampled and exported.
+        running: running means of ``loss`` and ``grad_norm`` over the good steps, float32, and how many these are,
+            ``count``, int32; what a bad step is known by (see `bad_steps.BadSteps`).
     """
 
     step: PyTree
     params: PyTree
     opt_state: PyTree
     ema: PyTree
+    running: PyTree
 
 
 def new_state(params: dict[str, Array], optimizer: optax.GradientTransformation) -> TrainState:
@@ -36,4 +39,13 @@ def new_state(params: dict[str, Array], optimizer: optax.GradientTransformation)
         # With their dtype said aloud: a weakly typed leaf would have the second step compiled anew.
         return {path: jnp.array(value, value.dtype, copy=True) for path, value in params.items()}
 
-    return TrainState(step=jnp.zeros((), jnp.int32), params=copy(), opt_state=optimizer.init(copy()), ema=copy())
+    def zero(dtype: str = "float32") -> Array:
+        return jnp.zeros((), dtype)
+
+    return TrainState(
+        step=zero("int32"),
+        params=copy(),
+        opt_state=optimizer.init(copy()),
+        ema=copy(),
+        running={"count": zero("int32"), "loss": zero(), "grad_norm": zero()},
+    )

@@ -96,11 +96,15 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, ema_decay(state.step, stage.ema_decay))
         norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-        new_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        bad = stage.bad.is_bad(loss, norms["grad_norm"], state.running)
+        running = stage.bad.follow(state.running, loss, norms["grad_norm"])
+        new_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, running=running)
         metrics = {"loss": loss, **metrics, **norms}
         if stage.bad.policy == "skip":
-            bad = stage.bad.is_bad(loss, norms["grad_norm"])
-            return skip_if(bad, new_state, state), count_if_good(bad, metrics)
+            new_state, metrics = skip_if(bad, new_state, state), count_if_good(bad, metrics)
+        metrics |= {"bad_steps": jnp.stack([bad, jnp.ones_like(bad)]).astype(jnp.float32)}
+        if "replaced" in batch:
+            metrics |= {"replaced": jnp.sum(batch["replaced"] > 0).astype(jnp.float32)}
         return new_state, metrics
 
     whole = shardings.step

@@ -10,6 +10,7 @@ import pytest
 
 from svdjax.data import sources
 from svdjax.data.decoding import Frames
+from svdjax.data.measuring import BadClips
 from svdjax.data.opening import open_mixture, open_source
 from svdjax.data.pipeline import clip_batches
 from svdjax.data.records import write_shards
@@ -83,6 +84,18 @@ def test_a_folder_that_cannot_be_written_only_costs_time(folder, caplog, monkeyp
 def broken(folder, count):
     for index in range(count):
         (folder / f"bad{index}.mp4").write_bytes([b"", b"just text", encode(ramp())[:800]][index % 3])
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.1, "10%"), (0.005, "0.5%"), (0.00025, "0.025%"), (0.0, "0%")])
+def test_the_share_that_may_be_bad_is_said_as_it_is(share, said):
+    bad = BadClips(max_share=share, what="clips")
+    bad.judge(10)
+    bad.skip(1, UserError("rotten"))
+    bad.skip(2, UserError("rotten"))
+    with pytest.raises(UserError, match=rf"2 of 10 clips cannot be used, more than the {said} allowed:"):
+        bad.judge(10)
+    with pytest.raises(UserError, match="2 of 2 clips cannot be used, so none is left: see the log"):
+        bad.judge(2)
 
 
 def test_broken_files_are_skipped_by_name(folder, caplog):

@@ -21,7 +21,11 @@ def make_state(step: int, devices: int = 1, *, scale: float = 1.0) -> TrainState
         }
 
     state = TrainState(
-        step=jnp.asarray(step, jnp.int32), params=params(0), opt_state=optimizer.init(params(1)), ema=params(0.5)
+        step=jnp.asarray(step, jnp.int32),
+        params=params(0),
+        opt_state=optimizer.init(params(1)),
+        ema=params(0.5),
+        running={"count": jnp.asarray(step, jnp.int32), "loss": jnp.asarray(scale / (step + 2), jnp.float32)},
     )
     return jax.tree.map(jax.device_put, state, shardings(state, devices))
 
@@ -47,7 +51,11 @@ def make_state_like() -> TrainState:
     """The structure alone."""
     zeros = {path: jnp.zeros(shape) for path, shape in PARAMS.items()}
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=zeros, opt_state=optax.adam(1e-3).init(zeros), ema=zeros
+        step=jnp.zeros((), jnp.int32),
+        params=zeros,
+        opt_state=optax.adam(1e-3).init(zeros),
+        ema=zeros,
+        running={"count": jnp.zeros((), jnp.int32), "loss": jnp.zeros(())},
     )
 
 

@@ -167,9 +167,17 @@ def test_another_shape_is_refused_before_it_is_read(two):
     wrong = shapes()
     kernel = wrong.params["a.kernel"]
     wrong.params["a.kernel"] = type(kernel)((16, 4), kernel.dtype, sharding=kernel.sharding)
-    message = r"checkpoints/2: .* of another configuration \(params.a.kernel float32\[16, 4\] or .*\[16, 8\]\)"
+    message = r"checkpoints/2: .* configuration or version \(params.a.kernel float32\[16, 4\] or .*\[16, 8\]\)"
     with Checkpoints(two) as checkpoints, pytest.raises(UserError, match=message):
         checkpoints.restore(wrong)
+
+
+def test_a_checkpoint_from_before_a_field_was_there_is_refused(two):
+    newer = shapes()
+    newer.running["grad_norm"] = newer.running["loss"]
+    message = r"or of another configuration or version \(running.grad_norm float32\[\]\): remove it, or choose"
+    with Checkpoints(two) as checkpoints, pytest.raises(UserError, match=message):
+        checkpoints.restore(newer)
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen:

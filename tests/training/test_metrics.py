@@ -27,7 +27,7 @@ from svdjax.training.sinks import JsonLines, LogConfig, Printed, TensorBoard, Wa
 from svdjax.training.state import TrainState
 from tests.training.tiny import MODEL, tiny_run
 
-STATE = TrainState(step=jnp.int32(0), params={}, opt_state=(), ema={"weight": "averaged"})
+STATE = TrainState(step=jnp.int32(0), params={}, opt_state=(), ema={"weight": "averaged"}, running={})
 LOSS = {"loss": 1.0, "steps_per_second": 2.0, "data_wait": 0.25}
 
 

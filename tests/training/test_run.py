@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished, monkeypatch):
     with pytest.raises(UserError, match=r"another configuration \(model.vae.channels \[8, 8\] -> \[8, 16\]\)"):
         run(other)
     (config.out / "config.json").unlink()
-    with pytest.raises(UserError, match="vae/checkpoints/1: is damaged or of another configuration"):
+    with pytest.raises(UserError, match="vae/checkpoints/1: is damaged, or of another configuration"):
         run(other)
 
 

@@ -1,0 +1,33 @@
+"""Several processes wait for one another where one may come late; with real ones, see tests/multihost."""
+
+import jax
+import jax.numpy as jnp
+
+from svdjax.training import processes
+
+
+def test_a_program_runs_when_all_processes_have_compiled_it(monkeypatch):
+    happened = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "barrier", happened.append)
+
+    @jax.jit
+    def double(x):
+        happened.append(f"traced for {x.size}")
+        jax.debug.callback(lambda: happened.append("ran"))
+        return 2 * x
+
+    together = processes.compiled_together(double, "double")
+    for size in (2, 2, 3):
+        assert together(jnp.ones(size)).tolist() == [2.0] * size
+        jax.effects_barrier()
+    waited = ["double compiled", "ran"]
+    assert happened == ["traced for 2", *waited, "ran", "traced for 3", *waited]
+
+
+def test_each_barrier_has_a_key_of_its_own(monkeypatch):
+    keys = []
+    monkeypatch.setattr(processes, "get_barrier_sync_fn", lambda: lambda *, key, timeout_ms: keys.append(key))
+    for name in ("saved", "saved", "finished"):
+        processes.barrier(name)
+    assert len(set(keys)) == 3 and keys[0].endswith("saved") and keys[2].endswith("finished")
