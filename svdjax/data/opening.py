@@ -10,7 +10,8 @@ from svdjax.errors import UserError
 
 
 def open_source(where: str | Path, *, max_bad: float = 0.1) -> ClipSource | LatentCache:
-    """What is in a directory: a latent cache, shards where there is a ``dataset.json``, else video files.
+    """What is in a directory: a latent cache, shards where there is a ``dataset.json``, else video or picture
+    files.
 
     ``tfds:NAME`` opens a data set of TensorFlow Datasets instead (see `tfds.TFDSSource`).
 

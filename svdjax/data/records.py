@@ -3,12 +3,13 @@
 A record is, in this order: the 4 bytes ``SVC1``; the length of the annotations as a little-endian uint32; the
 annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Annotations always hold ``name``,
 ``fps``, ``seconds`` and ``motion_score``, often ``caption``, and for the built-in world all of `sprites.Truth`.
+With ``image_only`` they are those of a picture, and the bytes are a picture file's.
 
-``dataset.json`` holds ``format``, ``clips``, ``bytes``, ``shards`` (file name -> clips in it), ``motion_measure``
-(the words that say what the scores are) and ``motion_thresholds`` (see `motion.MotionBuckets`); for the built-in
-world also ``sprites``, the settings that it was drawn with. ``geometry.npy`` [clips, 4] holds the fps, seconds,
-height and width of each clip in the order in which the shards are read, where the annotations of all clips have
-them.
+``dataset.json`` holds ``format``, ``clips``, ``pictures`` (how many of the clips are), ``bytes``, ``shards`` (file
+name -> clips in it), ``motion_measure`` (the words that say what the scores are) and ``motion_thresholds`` (of the
+videos, see `motion.MotionBuckets`); for the built-in world also ``sprites``, the settings that it was drawn with.
+``geometry.npy`` [clips, 4] holds the fps, seconds, height and width of each clip in the order in which the shards
+are read, where the annotations of all clips have them.
 """
 
 import json
@@ -44,6 +45,11 @@ class ClipRecord:
 
     video: Video
     annotations: dict[str, Any]
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a picture; then ``video`` is a picture file, and one frame is all there is."""
+        return bool(self.annotations.get("image_only"))
 
 
 def pack(record: ClipRecord) -> bytes:
@@ -102,7 +108,7 @@ def write_shards(
 
 def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dict[str, Any]:
     names = [f"clips-{i:05d}-of-{shards:05d}.array_record" for i in range(shards)]
-    counts, scores, size = dict.fromkeys(names, 0), [], 0
+    counts, scores, pictures, size = dict.fromkeys(names, 0), [], 0, 0
     geometry: list[list[list[float]]] = [[] for _ in names]
     with ExitStack() as stack:
         writers = {name: ArrayRecordWriter(str(directory / name), "group_size:1") for name in names}
@@ -114,15 +120,19 @@ def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dic
             writers[name].write(data)
             counts[name] += 1
             size += len(data)
-            scores.append(float(clip.annotations["motion_score"]))
+            if clip.is_picture:
+                pictures += 1
+            else:
+                scores.append(float(clip.annotations["motion_score"]))
             geometry[number % shards].append([clip.annotations.get(name, math.nan) for name in GEOMETRY])
     in_order = np.array(list(chain.from_iterable(geometry)), float)
     if np.isfinite(in_order).all():
         np.save(directory / GEOMETRY_FILE, in_order)
-    thresholds = MotionBuckets.fit(scores).thresholds
+    thresholds = MotionBuckets.fit(scores or [0.0] * pictures).thresholds
     return {
         "format": FORMAT,
-        "clips": len(scores),
+        "clips": len(scores) + pictures,
+        "pictures": pictures,
         "bytes": size,
         "shards": counts,
         "motion_thresholds": thresholds,

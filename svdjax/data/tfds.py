@@ -31,6 +31,7 @@ class TFDSSource:
     """
 
     motion_measure = MEASURE
+    has_pictures = False
 
     def __init__(self, spec: str, *, max_bad: float = 0.1) -> None:
         """

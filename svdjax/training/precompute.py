@@ -180,7 +180,7 @@ class _Encoder:
         batch = self.task.prepare(to_batch([*items, *[items[-1]] * missing]))
         made = self._encode(self._model, place_whole({**batch, "row": rows}, self._mesh))
         made = {name: self._stored(name, gather(value)) for name, value in made.items()}
-        scalars = ("fps", "motion_bucket")
+        scalars = {"fps", "motion_bucket", "image_only"} & set(items[0])
         return [
             {name: value[i] for name, value in made.items()} | {name: np.asarray(item[name]) for name in scalars}
             for i, item in enumerate(items)

@@ -37,6 +37,7 @@ class Listed:
     """A source in memory."""
 
     motion_measure = "none"
+    has_pictures = False
 
     def __init__(self, videos, **notes):
         self.buckets = MotionBuckets.fit([0.0, 1.0])

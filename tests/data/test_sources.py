@@ -107,7 +107,7 @@ def test_nothing_left_is_an_error_whatever_the_share(tmp_path):
 
 
 def test_folders_without_videos_are_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no videos"):
+    with pytest.raises(UserError, match="holds no videos or pictures"):
         open_source(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         open_source(tmp_path / "missing")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from svdjax.conversion.checkpoint import shapes_of
 from svdjax.conversion.source import load_model
@@ -181,7 +182,7 @@ def test_images_do_not_reach_the_temporal_layers(loss, model, batch):
 
 
 @pytest.mark.slow
-def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, monkeypatch):
+def test_a_run_on_captioned_clips_and_pictures_trains_the_text_conditioned_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["svdjax.training.run"], "drawn", random_start)
     text = CLIPTextConfig(width=8, layers=2, heads=1, mlp_dim=8, context_length=12, projection_dim=None)
     unet = dataclasses.replace(MODEL.unet, in_channels=4, vector_dim=8)
@@ -189,7 +190,10 @@ def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, mo
     model = dataclasses.replace(
         MODEL, unet=unet, image_encoder=None, text_encoder=text, task="text_to_video", scalars=MODEL.scalars[:2]
     )
-    data = dataclasses.replace(config.data, sampling=dataclasses.replace(config.data.sampling, captions=True))
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "pictures/red.png")
+    sampling = dataclasses.replace(config.data.sampling, captions=True)
+    data = dataclasses.replace(config.data, sampling=sampling, also=(tmp_path / "pictures",), weights=(1.0, 1.0))
     stage = dataclasses.replace(config.unet, part="temporal", steps=2, cache_latents=False)
     parts = {"vae": None, "decoder": None, "unet": stage, "model": model, "data": data}
     trained = flat_params(load_model(run(dataclasses.replace(config, export_dtype="float32", **parts))))
