@@ -52,13 +52,22 @@ class ClipRecord:
         return bool(self.annotations.get("image_only"))
 
 
-def pack(record: ClipRecord) -> bytes:
-    """The bytes of a record; a video given as a path is read."""
+def annotations_json(record: ClipRecord) -> bytes:
+    """The annotations of a record as JSON in UTF-8."""
+    return json.dumps(record.annotations, ensure_ascii=False).encode()
+
+
+def video_bytes(record: ClipRecord) -> bytes:
+    """The file of a record; a video given as a path is read."""
     if isinstance(record.video, Frames):
         raise TypeError("a record holds an encoded video, not decoded frames")
-    video = record.video.read_bytes() if isinstance(record.video, Path) else record.video
-    header = json.dumps(record.annotations, ensure_ascii=False).encode()
-    return _MAGIC + struct.pack("<I", len(header)) + header + video
+    return record.video.read_bytes() if isinstance(record.video, Path) else record.video
+
+
+def pack(record: ClipRecord) -> bytes:
+    """The bytes of a record."""
+    header = annotations_json(record)
+    return _MAGIC + struct.pack("<I", len(header)) + header + video_bytes(record)
 
 
 def unpack(data: bytes) -> ClipRecord:
