@@ -19,7 +19,7 @@ from svdjax.data.measuring import Measurable, measure_all
 from svdjax.data.motion import MEASURE, STILL, MotionBuckets, motion_score
 from svdjax.data.records import FORMAT, GEOMETRY, GEOMETRY_FILE, ClipRecord, unpack
 from svdjax.data.sampling import ClipSampling
-from svdjax.errors import UserError, require
+from svdjax.errors import UserError
 from svdjax.typing import Float, Int, ndarray
 
 ANNOTATIONS = "svdjax-annotations.json"
@@ -127,13 +127,12 @@ class FolderSource:
             max_bad: unreadable files are skipped and logged by name; more than this share of them is an error.
 
         Raises:
-            UserError: no folder, no videos or pictures, none that can be read, or too many that cannot.
+            UserError: no folder, no videos or pictures, none that can be read, or too many that cannot;
+                or videos that were not measured yet, without OpenCV.
         """
         files, self.has_pictures = _clips_in(directory)
         self.motion_measure = STILL if self.has_pictures else MEASURE
         cache = directory / (PICTURES if self.has_pictures else ANNOTATIONS)
-        if not self.has_pictures and not cache.exists():
-            require("cv2", "measure")  # or every file would seem to be bad
         measure_file = pictures.measure_picture if self.has_pictures else measure
         found = measure_all(
             [_measurable(file, file.relative_to(directory).as_posix(), measure_file) for file in files],
