@@ -27,7 +27,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from svdjax.data.decoding import Frames, Video
-from svdjax.data.motion import MEASURE, MotionBuckets
+from svdjax.data.motion import MEASURE, STILL, MotionBuckets
 from svdjax.data.sprites import World, draw_clips
 from svdjax.data.video import encode_lossless
 from svdjax.errors import UserError
@@ -94,7 +94,7 @@ def write_shards(
 
     Args:
         clips: what to write. directory: where. shards: number of files.
-        motion_measure: what the clips' motion scores are.
+        motion_measure: what the motion scores of the videos are.
         notes: more entries for ``dataset.json``.
 
     Raises:
@@ -106,7 +106,9 @@ def write_shards(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        index = _write_all(clips, partial, shards) | {"motion_measure": motion_measure, **(notes or {})}
+        index = _write_all(clips, partial, shards)
+        still = index["pictures"] == index["clips"]
+        index |= {"motion_measure": STILL if still else motion_measure, **(notes or {})}
         (partial / "dataset.json").write_text(json.dumps(index, indent=1))
         partial.replace(directory)
     except OSError as error:

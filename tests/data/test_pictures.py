@@ -134,8 +134,7 @@ def test_broken_pictures_are_bad_clips(folder, tmp_path, caplog, content):
 
 def test_pictures_become_shards(folder, tmp_path):
     source = open_source(folder)
-    clips = [source[i] for i in range(4)]
-    write_shards(clips, tmp_path / "set", shards=2, motion_measure=source.motion_measure)
+    write_shards((source[i] for i in range(4)), tmp_path / "set", shards=2)
     shards = open_source(tmp_path / "set")
     assert shards.has_pictures and shards.motion_measure == source.motion_measure
     first, again = (
