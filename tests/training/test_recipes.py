@@ -166,6 +166,13 @@ def test_the_bands_and_counts_add_up(loss, batch):
     np.testing.assert_array_equal(metrics["dropped_concat"], [0, 4])
 
 
+def test_validation_leaves_nothing_out(model, batch):
+    stage = DiffusionStage(drop=DropRates(context=0.5, concat=0.25, both=0.25), image_share=0.5).for_validation()
+    assert stage.image_share == 0.5
+    _, metrics = jax.eval_shape(lambda batch: stage.loss(model, batch, jax.random.key(0)), batch)
+    assert metrics and not any(name.startswith("dropped") for name in metrics)
+
+
 def test_cached_latents_are_what_the_encoder_makes(loss, clips, batch):
     assert float(loss(batch)[0]) == pytest.approx(float(loss(clips)[0]), rel=1e-5)
 
@@ -203,3 +210,4 @@ def test_a_run_on_captioned_clips_and_pictures_trains_the_text_conditioned_model
     rows = [json.loads(line) for line in (config.out / "unet/metrics.jsonl").read_text().splitlines()]
     assert all(0 <= row["dropped_context"] <= 1 for row in rows if "loss" in row)
     assert any("val_loss" in row for row in rows)
+    assert not any("val_dropped_context" in row for row in rows)  # validation leaves nothing out
