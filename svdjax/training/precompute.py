@@ -103,7 +103,7 @@ def precompute(options: Precompute, config: RunConfig, console: Console) -> bool
         task = bar.add_task("encoding", total=sum(len(shards.indices(number)) for number in mine))
         for number in mine:
             shards.make(number, advance=partial(bar.advance, task))
-    finished = cache.finish(options.out, shards.count, clips.train.buckets)
+    finished = cache.finish(options.out, shards.count, clips.train.buckets, clips.train.motion_measure)
     console.print(f"{options.out}: {'finished' if finished else 'this part is finished, others are not'}")
     return finished
 
