@@ -51,9 +51,11 @@ def keep_motion_map(config: RunConfig, train: ClipSource | LatentCache) -> None:
     """
     path = config.out / "motion_buckets.json"
     motion = {"motion_measure": train.motion_measure, "motion_thresholds": list(train.buckets.thresholds)}
-    if path.exists() and _is_trained(config) and json.loads(path.read_text()) != motion:
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found and found != motion and _is_trained(config):
         raise UserError(f"{path}: the clips have another map of motion buckets now: bring the old data back")
-    write_json(path, motion)
+    if found != motion:  # other processes find what the first one wrote
+        write_json(path, motion)
 
 
 def _is_trained(config: RunConfig) -> bool:
