@@ -116,7 +116,15 @@ def _made(row: Row) -> list[dict]:
     options = ["--sampling"] if row.sampling else _mesh(row)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
-        command = [sys.executable, "-m", "svdjax", "plan", f"configs/{row.config}.py", "--topology", row.topology]
+        command = [
+            sys.executable,
+            "-m",
+            "svdjax.cli",
+            "plan",
+            f"configs/{row.config}.py",
+            "--topology",
+            row.topology,
+        ]
         done = subprocess.run(
             [*command, *options, "--json", str(file)], capture_output=True, text=True, check=False
         )

@@ -6,7 +6,7 @@ Expected:  the loss goes on from where stage 1a ended. Not run by us at full siz
 Paper:     start from 1a, 256x384, 31,000 steps with those of 1a, ln(sigma) ~ N(-1.2, 1).
 Ours:      batch 2048 and rate 1e-4 (SD 2.1's own), EMA 0.9999, text dropout 15 %; see `svdjax.training.recipes` for
            the optimizer and precision.
-Data:      captioned images, as clips of one frame.
+Data:      captioned pictures: see docs/data.md.
 """
 
 from pathlib import Path

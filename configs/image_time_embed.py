@@ -9,7 +9,7 @@ Ours:      batch 2048, rate 1e-4: what SD 2.1's model card gives for its own tra
            1,000. EMA 0.9999, the paper's in later stages. Text dropout of 15 %, the paper's for video. The start is
            the 768-pixel model, whose output is v already: the one for 512 pixels predicts eps, which no time
            embedding can turn into v.
-Data:      captioned images, as clips of one frame.
+Data:      captioned pictures: see docs/data.md.
 """
 
 from pathlib import Path

@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class MissingPackage(UserError):
+    """An optional package is not installed: nothing is wrong with what it would have worked on."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional package.
 
@@ -20,14 +24,14 @@ def require(module: str, extra: str) -> ModuleType:
         extra: the extra of this package that installs it.
 
     Raises:
-        UserError: the package is not installed; the message names the extra.
+        MissingPackage: the package is not installed; the message names the extra.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise UserError(f"{module} is not installed: run `pip install 'svdjax[{extra}]'`") from None
+        raise MissingPackage(f"{module} is not installed: run `pip install 'svdjax[{extra}]'`") from None
 
 
 def check_keys(what: str, found: Iterable[str], expected: Iterable[str]) -> None:

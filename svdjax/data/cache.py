@@ -2,8 +2,8 @@
 
 A record is a safetensors file of the arrays of one training item. ``latents-00003.json`` says what is in
 ``latents-00003.array_record`` and appears after it: a shard with an index is whole. ``dataset.json``, written last,
-holds ``format``, the ``shards`` and the ``motion_thresholds`` of the clips; ``clips.npy`` [clips, 4] the frames,
-height and width of each clip, and how often it is drawn.
+holds ``format``, the ``shards``, and ``motion_measure`` and ``motion_thresholds`` of the clips; ``clips.npy``
+[clips, 4] the frames, height and width of each clip, and how often it is drawn.
 """
 
 import json
@@ -32,6 +32,7 @@ class LatentCache:
 
     Attributes:
         buckets: the map from motion scores to the motion buckets that the items hold.
+        motion_measure: the words that say what the scores are.
         groups: which items are drawn together, and how often.
     """
 
@@ -44,6 +45,7 @@ class LatentCache:
         if index.get("format") != FORMAT:
             raise UserError(f"{directory} holds no finished latent cache: run svdjax precompute again")
         self.buckets = MotionBuckets(thresholds=tuple(index["motion_thresholds"]))
+        self.motion_measure = str(index.get("motion_measure", "not known"))
         self._directory = directory
         shards = [directory / name for name in index["shards"]]
         if missing := [shard.name for shard in shards if not shard.is_file()]:
@@ -115,7 +117,7 @@ def write_shard(
     write_json(path.with_suffix(".json"), index)
 
 
-def finish(directory: Path, shards: int, buckets: MotionBuckets) -> bool:
+def finish(directory: Path, shards: int, buckets: MotionBuckets, motion_measure: str) -> bool:
     """Write the index of the whole cache if all its shards are there, and say whether they are."""
     indices = [read_shard_index(directory, number) for number in range(shards)]
     if None in indices:
@@ -126,9 +128,8 @@ def finish(directory: Path, shards: int, buckets: MotionBuckets) -> bool:
     (directory / f"{TABLE}.partial").replace(directory / TABLE)
     # An ArrayRecord without records cannot be opened.
     names = [shard_name(number) for number, index in enumerate(indices) if index["clips"]]
-    write_json(
-        directory / INDEX, {"format": FORMAT, "shards": names, "motion_thresholds": list(buckets.thresholds)}
-    )
+    motion = {"motion_measure": motion_measure, "motion_thresholds": list(buckets.thresholds)}
+    write_json(directory / INDEX, {"format": FORMAT, "shards": names, **motion})
     return True
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svdjax.data.motion import MotionBuckets
-from svdjax.errors import UserError
+from svdjax.errors import MissingPackage, UserError
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def measure_all(clips: Sequence[Measurable], cache: Path, *, what: str, max_bad:
         max_bad: share of them that may fail; they are left out and logged by name.
 
     Raises:
-        UserError: none can be used, or too many cannot.
+        UserError: none can be used, too many cannot, or what measures them is not installed.
     """
     kept = _read(cache)
     known = kept.get("clips", {})
@@ -86,6 +86,8 @@ def measure_all(clips: Sequence[Measurable], cache: Path, *, what: str, max_bad:
         if entry is None or not clip.stamp.items() <= entry.items():
             try:
                 entry = clip.stamp | clip.measure()
+            except MissingPackage:  # or every clip would seem to be bad
+                raise
             except UserError as error:
                 bad.skip(clip.name, error)
                 continue

@@ -17,6 +17,7 @@ from svdjax.errors import UserError, require
 from svdjax.typing import Float, UInt8, ndarray
 
 MEASURE = "Farneback, 2 fps, % of short side"  # what `motion_score` gives; data sets say it with their scores
+STILL = "none, pictures"  # what data sets without videos say
 SCORE_FPS = 2.0  # the paper measures flow at 2 frames per second (section 5.1)
 _WORKING_SIDE = 128
 # OpenCV adds 1e-3 to a determinant that grows with the fourth power of the contrast: on smooth or enlarged

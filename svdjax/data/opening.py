@@ -10,9 +10,10 @@ from svdjax.errors import UserError
 
 
 def open_source(where: str | Path, *, max_bad: float = 0.1) -> ClipSource | LatentCache:
-    """What is in a directory: a latent cache, shards where there is a ``dataset.json``, else video files.
+    """What is in a directory: a latent cache, shards where there is a ``dataset.json``, else video or picture
+    files.
 
-    ``tfds:NAME`` opens a data set of TensorFlow Datasets instead (see `tfds.TFDSSource`).
+    ``tfds:NAME`` opens a data set of TensorFlow Datasets instead (see `tfds.open_tfds`).
 
     Args:
         max_bad: share of the clips that may be unreadable.
@@ -21,7 +22,7 @@ def open_source(where: str | Path, *, max_bad: float = 0.1) -> ClipSource | Late
         UserError: no such directory or data set, or no clips in it.
     """
     if str(where).startswith(tfds.PREFIX):
-        return tfds.TFDSSource(str(where), max_bad=max_bad)
+        return tfds.open_tfds(str(where), max_bad=max_bad)
     directory = Path(where)
     if is_cache(directory):
         return LatentCache(directory)

@@ -56,7 +56,8 @@ def clip_batches(
     ``fps`` is the true frame rate of each clip, ``motion_bucket`` is 1..255 on the source's map. With
     ``sampling.captions`` also ``caption``, a list of b strings, "" where a clip has none. ``replaced``, int32 [b],
     counts the videos that could not be used for a row: one that cannot be decoded or is too short is logged by
-    name, and another one takes its place.
+    name, and another one takes its place. Where the source has pictures, ``image_only``, bool [b], marks them: each
+    fills all frames of its row, and its ``fps`` is drawn from those of ``sampling``.
 
     Args:
         in_memory: decode every video once and keep its frames (see `sources.InMemory`).
@@ -71,7 +72,7 @@ def clip_batches(
         batch_size=batch_size,
         seed=seed,
         rows=rows,
-        cut=partial(_item, sampling, source.buckets),
+        cut=partial(_item, sampling, source.buckets, source.has_pictures),
         bad=BadClips(max_share=max_bad, what="clips"),
         groups=clip_groups(source, sampling),
     )
@@ -183,7 +184,8 @@ def fixed_clip(
     Raises:
         UserError: the video cannot be used.
     """
-    return _item(sampling, buckets or source.buckets, source[index], np.random.default_rng((seed, index)))
+    rng = np.random.default_rng((seed, index))
+    return _item(sampling, buckets or source.buckets, source.has_pictures, source[index], rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,10 +234,15 @@ def clip_groups(source: ClipSource, sampling: ClipSampling) -> list[Group]:
     ]
 
 
-def _item(sampling: ClipSampling, buckets: MotionBuckets, record: ClipRecord, rng: np.random.Generator) -> Item:
+def _item(
+    sampling: ClipSampling, buckets: MotionBuckets, mark: bool, record: ClipRecord, rng: np.random.Generator
+) -> Item:
+    """What `clip_batches` says of a row; ``mark`` is whether to say if it is a picture."""
     video, fps = cut_clip(record, sampling, rng)
     bucket = buckets.bucket(record.annotations["motion_score"])
     item = {"video": video, "fps": np.float32(fps), "motion_bucket": np.float32(bucket)}
+    if mark:
+        item["image_only"] = np.bool_(record.is_picture)
     if sampling.captions:
         item["caption"] = record.annotations.get("caption", "")
     return item

@@ -3,12 +3,13 @@
 A record is, in this order: the 4 bytes ``SVC1``; the length of the annotations as a little-endian uint32; the
 annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Annotations always hold ``name``,
 ``fps``, ``seconds`` and ``motion_score``, often ``caption``, and for the built-in world all of `sprites.Truth`.
+With ``image_only`` they are those of a picture, and the bytes are a picture file's.
 
-``dataset.json`` holds ``format``, ``clips``, ``bytes``, ``shards`` (file name -> clips in it), ``motion_measure``
-(the words that say what the scores are) and ``motion_thresholds`` (see `motion.MotionBuckets`); for the built-in
-world also ``sprites``, the settings that it was drawn with. ``geometry.npy`` [clips, 4] holds the fps, seconds,
-height and width of each clip in the order in which the shards are read, where the annotations of all clips have
-them.
+``dataset.json`` holds ``format``, ``clips``, ``pictures`` (how many of the clips are), ``bytes``, ``shards`` (file
+name -> clips in it), ``motion_measure`` (the words that say what the scores are) and ``motion_thresholds`` (of the
+videos, see `motion.MotionBuckets`); for the built-in world also ``sprites``, the settings that it was drawn with.
+``geometry.npy`` [clips, 4] holds the fps, seconds, height and width of each clip in the order in which the shards
+are read, where the annotations of all clips have them.
 """
 
 import json
@@ -26,7 +27,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from svdjax.data.decoding import Frames, Video
-from svdjax.data.motion import MEASURE, MotionBuckets
+from svdjax.data.motion import MEASURE, STILL, MotionBuckets
 from svdjax.data.sprites import World, draw_clips
 from svdjax.data.video import encode_lossless
 from svdjax.errors import UserError
@@ -45,14 +46,28 @@ class ClipRecord:
     video: Video
     annotations: dict[str, Any]
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a picture; then ``video`` is a picture file, and one frame is all there is."""
+        return bool(self.annotations.get("image_only"))
 
-def pack(record: ClipRecord) -> bytes:
-    """The bytes of a record; a video given as a path is read."""
+
+def annotations_json(record: ClipRecord) -> bytes:
+    """The annotations of a record as JSON in UTF-8."""
+    return json.dumps(record.annotations, ensure_ascii=False).encode()
+
+
+def video_bytes(record: ClipRecord) -> bytes:
+    """The file of a record; a video given as a path is read."""
     if isinstance(record.video, Frames):
         raise TypeError("a record holds an encoded video, not decoded frames")
-    video = record.video.read_bytes() if isinstance(record.video, Path) else record.video
-    header = json.dumps(record.annotations, ensure_ascii=False).encode()
-    return _MAGIC + struct.pack("<I", len(header)) + header + video
+    return record.video.read_bytes() if isinstance(record.video, Path) else record.video
+
+
+def pack(record: ClipRecord) -> bytes:
+    """The bytes of a record."""
+    header = annotations_json(record)
+    return _MAGIC + struct.pack("<I", len(header)) + header + video_bytes(record)
 
 
 def unpack(data: bytes) -> ClipRecord:
@@ -79,7 +94,7 @@ def write_shards(
 
     Args:
         clips: what to write. directory: where. shards: number of files.
-        motion_measure: what the clips' motion scores are.
+        motion_measure: what the motion scores of the videos are.
         notes: more entries for ``dataset.json``.
 
     Raises:
@@ -91,7 +106,9 @@ def write_shards(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        index = _write_all(clips, partial, shards) | {"motion_measure": motion_measure, **(notes or {})}
+        index = _write_all(clips, partial, shards)
+        still = index["pictures"] == index["clips"]
+        index |= {"motion_measure": STILL if still else motion_measure, **(notes or {})}
         (partial / "dataset.json").write_text(json.dumps(index, indent=1))
         partial.replace(directory)
     except OSError as error:
@@ -102,7 +119,7 @@ def write_shards(
 
 def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dict[str, Any]:
     names = [f"clips-{i:05d}-of-{shards:05d}.array_record" for i in range(shards)]
-    counts, scores, size = dict.fromkeys(names, 0), [], 0
+    counts, scores, pictures, size = dict.fromkeys(names, 0), [], 0, 0
     geometry: list[list[list[float]]] = [[] for _ in names]
     with ExitStack() as stack:
         writers = {name: ArrayRecordWriter(str(directory / name), "group_size:1") for name in names}
@@ -114,15 +131,19 @@ def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dic
             writers[name].write(data)
             counts[name] += 1
             size += len(data)
-            scores.append(float(clip.annotations["motion_score"]))
+            if clip.is_picture:
+                pictures += 1
+            else:
+                scores.append(float(clip.annotations["motion_score"]))
             geometry[number % shards].append([clip.annotations.get(name, math.nan) for name in GEOMETRY])
     in_order = np.array(list(chain.from_iterable(geometry)), float)
     if np.isfinite(in_order).all():
         np.save(directory / GEOMETRY_FILE, in_order)
-    thresholds = MotionBuckets.fit(scores).thresholds
+    thresholds = MotionBuckets.fit(scores or [0.0] * pictures).thresholds
     return {
         "format": FORMAT,
-        "clips": len(scores),
+        "clips": len(scores) + pictures,
+        "pictures": pictures,
         "bytes": size,
         "shards": counts,
         "motion_thresholds": thresholds,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from svdjax.data.decoding import decode, sample_times
+from svdjax.data.pictures import decode_picture
 from svdjax.data.records import GEOMETRY, ClipRecord
 from svdjax.errors import UserError
 from svdjax.typing import Float, Int, UInt8, ndarray
@@ -24,7 +25,8 @@ class ClipSampling:
         size: (height, width) after resizing and centre-cropping.
         buckets: (frames, height, width) of several shapes to use instead of ``frames`` and ``size``. Each video
             takes the one that it has frames enough for and whose aspect ratio is nearest to its own, then one that
-            does not enlarge it, then the longest and largest. A batch has one shape.
+            does not enlarge it, then the longest and largest; a picture first of all one with the fewest frames.
+            A batch has one shape.
         flip: mirror half of the clips left to right. Captions that name a side then lie.
         captions: whether clips carry ``caption``.
     """
@@ -89,11 +91,27 @@ class ClipSampling:
 def cut_clip(
     record: ClipRecord, sampling: ClipSampling, rng: np.random.Generator
 ) -> tuple[UInt8[ndarray, "t h w 3"], float]:
-    """A random clip of a video, and its frame rate.
+    """A random clip of a video, and its frame rate; of a picture, the picture in every frame.
 
     Raises:
         UserError: the video cannot be read, or is too short or too slow for the frames and rates asked for.
     """
+    video, fps = (_repeated if record.is_picture else _cut)(record, sampling, rng)
+    return (video[:, :, ::-1] if sampling.flip and rng.random() < 0.5 else video), fps
+
+
+def _repeated(
+    record: ClipRecord, sampling: ClipSampling, rng: np.random.Generator
+) -> tuple[UInt8[ndarray, "t h w 3"], float]:
+    """A picture in every frame, at any of the rates, which so does not tell pictures from videos."""
+    frames, *size = sampling.shape_of(record.annotations)
+    picture = decode_picture(record.video, size=(size[0], size[1]), name=record.annotations["name"])
+    return np.repeat(picture.frames, frames, axis=0), float(rng.uniform(*sampling.fps))
+
+
+def _cut(
+    record: ClipRecord, sampling: ClipSampling, rng: np.random.Generator
+) -> tuple[UInt8[ndarray, "t h w 3"], float]:
     notes = record.annotations
     name, native, seconds = notes["name"], notes["fps"], notes["seconds"]
     frames, *size = sampling.shape_of(notes)
@@ -106,5 +124,4 @@ def cut_clip(
         )
     fps = float(rng.uniform(lowest, highest))
     start = float(rng.uniform(0, max(0.0, last - (frames - 1) / fps)))
-    video = decode(record.video, sample_times(start, fps, frames), size=(size[0], size[1]), name=name)
-    return (video[:, :, ::-1] if sampling.flip and rng.random() < 0.5 else video), fps
+    return decode(record.video, sample_times(start, fps, frames), size=(size[0], size[1]), name=name), fps

@@ -1,26 +1,31 @@
-"""Where clips come from: a directory of ArrayRecord shards, a folder of video files, or several sources mixed.
+"""Where clips come from: a directory of ArrayRecord shards, a folder of videos or pictures, or several mixed.
 
 A source is a sequence of `ClipRecord` with `motion.MotionBuckets`; all kinds, and `InMemory` around any, feed the
 same pipeline. `opening.open_source` chooses by what is in the directory.
 """
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import grain
 import numpy as np
 
+from svdjax.data import pictures
 from svdjax.data.decoding import SUFFIXES, Video, decode_all, probe
 from svdjax.data.measuring import Measurable, measure_all
-from svdjax.data.motion import MEASURE, MotionBuckets, motion_score
+from svdjax.data.motion import MEASURE, STILL, MotionBuckets, motion_score
 from svdjax.data.records import FORMAT, GEOMETRY, GEOMETRY_FILE, ClipRecord, unpack
 from svdjax.data.sampling import ClipSampling
-from svdjax.errors import UserError, require
+from svdjax.errors import UserError
 from svdjax.typing import Float, Int, ndarray
 
 ANNOTATIONS = "svdjax-annotations.json"
+PICTURES = "svdjax-pictures.json"
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -30,10 +35,12 @@ class ClipSource(Protocol):
     Attributes:
         buckets: the map from the clips' motion scores to motion buckets.
         motion_measure: the words that say what the scores are.
+        has_pictures: whether some of the clips are pictures (see `ClipRecord.is_picture`).
     """
 
     buckets: MotionBuckets
     motion_measure: str
+    has_pictures: bool
 
     def __len__(self) -> int: ...
 
@@ -65,6 +72,7 @@ class ShardSource:
             raise UserError(f"{directory} lacks {', '.join(missing)}: copy the data set again")
         self.buckets = MotionBuckets(thresholds=tuple(index["motion_thresholds"]))
         self.motion_measure = str(index["motion_measure"])
+        self.has_pictures = index.get("pictures", 0) > 0
         self._directory = directory
         try:
             self._records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
@@ -103,15 +111,15 @@ class ShardSource:
 
 
 class FolderSource:
-    """The video files in a folder and its subfolders, in order of their names.
+    """The videos in a folder and its subfolders, or the pictures where there are no videos, in order of names.
 
     Each file is measured once (length, frame rate, Farneback motion score); the results are kept in
     ``svdjax-annotations.json`` in the folder where that can be written, and used again while a file's size and time
     of change stay the same. The motion buckets are made from the files that are there the first time, kept in the
     same file, and stay when files are added. ``clip.txt`` beside ``clip.mp4`` holds its caption.
-    """
 
-    motion_measure = MEASURE
+    Of pictures, only the header is read (``svdjax-pictures.json``); one that breaks off is found when it is drawn.
+    """
 
     def __init__(self, directory: Path, *, max_bad: float = 0.1) -> None:
         """
@@ -119,16 +127,15 @@ class FolderSource:
             max_bad: unreadable files are skipped and logged by name; more than this share of them is an error.
 
         Raises:
-            UserError: no folder, no videos, none that can be read, or too many that cannot.
+            UserError: no folder, no videos or pictures, none that can be read, or too many that cannot;
+                or videos that were not measured yet, without OpenCV.
         """
-        files = sorted(p for p in _listing(directory) if p.suffix.lower() in SUFFIXES)
-        if not files:
-            raise UserError(f"{directory} holds no videos ({' '.join(SUFFIXES)}): give another folder")
-        cache = directory / ANNOTATIONS
-        if not cache.exists():
-            require("cv2", "measure")  # or every file would seem to be bad
+        files, self.has_pictures = _clips_in(directory)
+        self.motion_measure = STILL if self.has_pictures else MEASURE
+        cache = directory / (PICTURES if self.has_pictures else ANNOTATIONS)
+        measure_file = pictures.measure_picture if self.has_pictures else measure
         found = measure_all(
-            [_measurable(file, file.relative_to(directory).as_posix()) for file in files],
+            [_measurable(file, file.relative_to(directory).as_posix(), measure_file) for file in files],
             cache,
             what=f"files in {directory}",
             max_bad=max_bad,
@@ -153,7 +160,8 @@ class Mixture:
     """Several sources as one, from which clips are drawn in the proportions of the sources' weights.
 
     All clips are on one map of motion buckets, fitted to the union of the sources as it is drawn: a bucket means
-    the same motion in every source. So their scores must be of the same kind.
+    the same motion in every source. So their scores must be of the same kind. Sources of pictures have no part in
+    the map; their clips have bucket 1.
     """
 
     def __init__(self, sources: Sequence[ClipSource], weights: Sequence[float]) -> None:
@@ -166,14 +174,17 @@ class Mixture:
             raise UserError(
                 f"{len(sources)} sources are mixed with the weights {given}: give one positive weight for each one"
             )
-        measures = sorted({source.motion_measure for source in sources})
+        moving = [i for i, source in enumerate(sources) if source.motion_measure != STILL]
+        scored = moving or range(len(sources))
+        measures = sorted({sources[i].motion_measure for i in scored})
         if len(measures) > 1:
             raise UserError(
                 f"the sources' motion scores are of different kinds ({'; '.join(measures)}): mix those of one kind"
             )
         self.motion_measure = measures[0]
+        self.has_pictures = any(source.has_pictures for source in sources)
         self.weights = tuple(weights)
-        self.buckets = MotionBuckets.union([source.buckets for source in sources], weights)
+        self.buckets = MotionBuckets.union([sources[i].buckets for i in scored], [weights[i] for i in scored])
         self._sources = tuple(sources)
         self._starts = np.cumsum([0, *map(len, sources)])
 
@@ -207,6 +218,7 @@ class InMemory:
             sampling: says which size each clip has.
         """
         self.buckets, self.motion_measure = source.buckets, source.motion_measure
+        self.has_pictures = source.has_pictures
         self._source, self._sampling = source, sampling
         self._kept: dict[int, ClipRecord] = {}
 
@@ -218,7 +230,8 @@ class InMemory:
         if key not in self._kept:
             record = self._source[key]
             _, *size = self._sampling.shape_of(record.annotations)
-            frames = decode_all(record.video, size=(size[0], size[1]), name=record.annotations["name"])
+            read = pictures.decode_picture if record.is_picture else decode_all
+            frames = read(record.video, size=(size[0], size[1]), name=record.annotations["name"])
             self._kept[key] = ClipRecord(video=frames, annotations=record.annotations)
         return self._kept[key]
 
@@ -231,18 +244,27 @@ def geometry_of(annotations: Sequence[dict[str, Any]]) -> Float[ndarray, "n 4"]:
     return np.array([[entry[name] for name in GEOMETRY] for entry in annotations], float)
 
 
-def _listing(directory: Path) -> list[Path]:
+def _clips_in(directory: Path) -> tuple[list[Path], bool]:
+    """The files that a folder's clips are in, and whether they are pictures."""
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a folder: give a folder of videos or a data set")
-    return [path for path in directory.rglob("*") if path.is_file()]
+        raise UserError(f"{directory} is not a folder: give a folder of videos or pictures, or a data set")
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    videos = [file for file in files if file.suffix.lower() in SUFFIXES]
+    stills = [file for file in files if file.suffix.lower() in pictures.SUFFIXES]
+    if videos and stills:  # previews of the videos, more often than not
+        log.warning("%s: %d pictures beside videos are left out: give them a folder", directory, len(stills))
+    if not videos and not stills:
+        endings = " ".join((*SUFFIXES, *pictures.SUFFIXES))
+        raise UserError(f"{directory} holds no videos or pictures ({endings}): give another folder")
+    return videos or stills, not videos
 
 
-def _measurable(file: Path, name: str) -> Measurable:
+def _measurable(file: Path, name: str, measure_file: Callable[[Path, str], dict[str, Any]]) -> Measurable:
     stat = file.stat()
     return Measurable(
         name=name,
         stamp={"bytes": stat.st_size, "changed": stat.st_mtime_ns},
-        measure=lambda: measure(file, name),
+        measure=lambda: measure_file(file, name),
     )
 
 

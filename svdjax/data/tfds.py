@@ -1,8 +1,13 @@
-"""Clips of TensorFlow Datasets, without TensorFlow: of data sets in ArrayRecord files with one video a record."""
+"""Clips of TensorFlow Datasets, without TensorFlow: of data sets in ArrayRecord files with one video a record.
+
+The video is either a feature of the kind ``Video``, whose frames are measured here, or a file with its annotations,
+as `tfds_builder` writes them.
+"""
 
 import importlib.util
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, SupportsIndex
@@ -12,58 +17,119 @@ import numpy as np
 
 from svdjax.data.decoding import Frames
 from svdjax.data.measuring import Measurable, measure_all
-from svdjax.data.motion import MEASURE
+from svdjax.data.motion import MEASURE, MotionBuckets
 from svdjax.data.records import ClipRecord
-from svdjax.data.sources import geometry_of, measure
+from svdjax.data.sources import ClipSource, geometry_of, measure
 from svdjax.errors import UserError, require
 from svdjax.typing import Float, UInt8, ndarray
 
 PREFIX = "tfds:"
+NAME = "svdjax_clips"  # of the data sets that `tfds_builder` makes; each is a configuration
+ANNOTATIONS, VIDEO = "annotations", "video"  # their features
+METADATA = "clips"  # what they know of each split
 # Frame rates are not among what these data sets keep; this one's clips all have the same.
 _FPS = MappingProxyType({"ucf101": 25.0})
 _OPTIONS = ("data_dir", "split", "fps")
 
 
+def open_tfds(spec: str, *, max_bad: float = 0.1) -> ClipSource:
+    """The clips of one split of a data set that was prepared in ArrayRecord files.
+
+    Args:
+        spec: ``tfds:NAME``, with options as in a URL: ``tfds:ucf101?data_dir=DIR&split=train&fps=25``. NAME may
+            hold a configuration and a version; ``data_dir`` is where it was built (TFDS's own place if left out),
+            ``split`` is "train" if left out, ``fps`` is needed where the frame rate is not known.
+        max_bad: share of the clips that may be unusable.
+
+    Raises:
+        UserError: an unknown option, data set or split, no files in ArrayRecord format, no video in a record, or a
+            frame rate that is not known.
+    """
+    name, _, query = spec.removeprefix(PREFIX).partition("?")
+    options = dict(parse_qsl(query))
+    if unknown := sorted(set(options) - set(_OPTIONS)):
+        raise UserError(f"{spec}: unknown option {unknown[0]}: choose from {', '.join(_OPTIONS)}")
+    builder = _builder(spec, name, options.get("data_dir"))
+    split = options.get("split", "train")
+    try:
+        records = builder.as_data_source(split=split)
+    except Exception as error:  # each kind of missing data set has an exception of its own
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{spec}: cannot be read ({reason}): build it with --file_format=array_record and name its data_dir"
+        ) from None
+    if set(builder.info.features) == {ANNOTATIONS, VIDEO}:
+        known = builder.info.metadata[METADATA]
+        if split not in known:
+            raise UserError(f"{spec}: no split {split}: choose from {', '.join(known)}")
+        return TFDSClips(records, known[split])
+    fps, key = _rate(spec, name, options), _video_key(spec, builder.info.features)
+    kept = re.sub(r"[^A-Za-z0-9.]+", "-", f"{builder.info.full_name}-{split}-{fps:g}fps")
+    cache = Path(options.get("data_dir", builder.data_dir)) / f"svdjax-{kept}.json"
+    return TFDSSource(
+        records, key, fps=fps, name=f"{builder.name}-{split}", cache=cache, spec=spec, max_bad=max_bad
+    )
+
+
+class TFDSClips:
+    """The clips of a data set that `tfds_builder` made."""
+
+    def __init__(self, records: Sequence[Mapping[str, bytes]], known: Mapping[str, Any]) -> None:
+        """
+        Args:
+            records: with the features ``annotations`` and ``video``.
+            known: of all together: ``motion_measure``, ``motion_thresholds``, ``pictures`` (whether there are any)
+                and ``geometry``, a row for each clip.
+        """
+        self.buckets = MotionBuckets(thresholds=tuple(known["motion_thresholds"]))
+        self.motion_measure, self.has_pictures = known["motion_measure"], known["pictures"]
+        self._records, self._geometry = records, np.array(known["geometry"], float)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> ClipRecord:
+        record = self._records[index]
+        return ClipRecord(video=bytes(record[VIDEO]), annotations=json.loads(record[ANNOTATIONS]))
+
+    def geometry(self) -> Float[ndarray, "n 4"]:
+        """Frames per second, seconds, height and width of each clip."""
+        return self._geometry
+
+
 class TFDSSource:
-    """The videos of one split of a data set that `tfds build` has prepared with ``--file_format=array_record``.
+    """The clips of a data set whose records have a feature of the kind ``Video``.
 
     Each clip is measured once (Farneback motion score); the results are kept in the data set's folder.
     """
 
     motion_measure = MEASURE
+    has_pictures = False
 
-    def __init__(self, spec: str, *, max_bad: float = 0.1) -> None:
+    def __init__(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        key: str,
+        *,
+        fps: float,
+        name: str,
+        cache: Path,
+        spec: str,
+        max_bad: float,
+    ) -> None:
         """
         Args:
-            spec: ``tfds:NAME``, with options as in a URL: ``tfds:ucf101?data_dir=DIR&split=train&fps=25``. NAME may
-                hold a configuration and a version; ``data_dir`` is where it was built (TFDS's own place if left
-                out), ``split`` is "train" if left out, ``fps`` is needed where the frame rate is not known.
+            records: of the data set. key: of the video in them. fps: frames per second of all.
+            name: of the data set and its split. cache: where the scores are kept. spec: what errors call it.
             max_bad: share of the clips that may be unusable.
 
         Raises:
-            UserError: an unknown option or data set, no files in ArrayRecord format, no video in a record, or a
-                frame rate that is not known.
+            UserError: too many are.
         """
-        name, _, query = spec.removeprefix(PREFIX).partition("?")
-        options = dict(parse_qsl(query))
-        if unknown := sorted(set(options) - set(_OPTIONS)):
-            raise UserError(f"{spec}: unknown option {unknown[0]}: choose from {', '.join(_OPTIONS)}")
-        self._fps = _rate(spec, name, options)
-        self._split = options.get("split", "train")
-        builder = _builder(spec, name, options.get("data_dir"))
-        try:
-            self._data = builder.as_data_source(split=self._split)
-        except Exception as error:  # each kind of missing data set has an exception of its own
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"{spec}: cannot be read ({reason}): build it with --file_format=array_record and name its data_dir"
-            ) from None
-        self._key = _video_key(spec, builder.info.features)
-        self._name = builder.name
-        kept = re.sub(r"[^A-Za-z0-9.]+", "-", f"{builder.info.full_name}-{self._split}-{self._fps:g}fps")
+        self._data, self._key, self._fps, self._name = records, key, fps, name
         found = measure_all(
-            [self._measurable(place) for place in range(len(self._data))],
-            Path(options.get("data_dir", builder.data_dir)) / f"svdjax-{kept}.json",
+            [self._measurable(place) for place in range(len(records))],
+            cache,
             what=f"clips of {spec}",
             max_bad=max_bad,
         )
@@ -86,7 +152,7 @@ class TFDSSource:
         return Frames(frames=frames, times=np.arange(len(frames)) / self._fps)
 
     def _measurable(self, place: int) -> Measurable:
-        name = f"{self._name}-{self._split}-{place}"
+        name = f"{self._name}-{place}"
         return Measurable(
             name=name,
             stamp={"place": place},

@@ -53,7 +53,8 @@ def topology_devices(name: str) -> list[jax.Device]:
 
     single = shape in ("1", "1x1", "1x1x1")  # libtpu knows hosts only, none of which has one chip
     host = f"{kind}:2x2" + ("x1" if kind in ("v4", "v5p") else "")
-    cores = {"chip_config_name": "megacore"} if kind == "v4" else {}  # both cores of a chip as one device, as in a run
+    # Both cores of a chip as one device, as in a run.
+    cores = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
         devices = list(topologies.get_topology_desc(host if single else name, "tpu", **cores).devices)
     except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:

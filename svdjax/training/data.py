@@ -24,8 +24,8 @@ class DataConfig:
     """Where the clips are and what is cut out of them.
 
     Attributes:
-        train, validation: a folder of video files, or of shards written by this package. ``train`` may be a latent
-            cache of ``svdjax precompute``, too; ``tfds:NAME`` is a data set of TensorFlow Datasets.
+        train, validation: a folder of videos or of pictures, or of shards written by this package. ``train`` may be
+            a latent cache of ``svdjax precompute``, too; ``tfds:NAME`` is a data set of TensorFlow Datasets.
         also: more such folders to draw training clips from.
         weights: how often clips of ``train`` and of each of ``also`` are drawn, up to a common factor.
         sampling: size, frames and frame rate of the clips.

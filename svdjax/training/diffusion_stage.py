@@ -70,6 +70,10 @@ class DiffusionStage(Stage):
     def trains(self, path: str) -> bool:
         return PARTS[self.part].fullmatch(path) is not None
 
+    def for_validation(self) -> "DiffusionStage":
+        """The stage without dropout: its loss can be compared with that of a run with other rates."""
+        return dataclasses.replace(self, drop=DropRates(context=0.0, concat=0.0, both=0.0))
+
     def prepare(self, config: SVDConfig, batch: Mapping[str, Any]) -> dict[str, Any]:
         return task_of(config).prepare(batch)
 
@@ -89,10 +93,12 @@ class DiffusionStage(Stage):
     def _conditioning(
         self, task: Task, model: SVD, batch: Batch, frames: int, key: Key[Array, ""]
     ) -> tuple[Conditioning, Metrics]:
-        """Conditioning of a batch, thinned out at random, and how often it was."""
+        """Conditioning of a batch, thinned out at random, and how often it was if it may be."""
         request_keys, drop_keys, image_keys = (row_keys(k, batch["row"]) for k in jax.random.split(key, 3))
         cond = task.condition(model, task.request_from_batch(batch, request_keys), frames)
-        cond, dropped = drop(cond, task.unconditional(model, cond), drop_keys, self.drop)
+        dropped: Metrics = {}
+        if any(dataclasses.astuple(self.drop)):
+            cond, dropped = drop(cond, task.unconditional(model, cond), drop_keys, self.drop)
         images = self._images(batch, image_keys)
         if images is not None:
             cond = dataclasses.replace(cond, image_only=repeat(images, "b -> b t", t=frames))

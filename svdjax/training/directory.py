@@ -1,10 +1,12 @@
-"""The directory of a run: it belongs to one configuration, which is written into it first."""
+"""The directory of a run: it belongs to one configuration and one map of motion buckets, written into it first."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from svdjax.data.cache import LatentCache, write_json
+from svdjax.data.sources import ClipSource
 from svdjax.errors import UserError
 from svdjax.training.config import RunConfig
 from svdjax.training.stage import INTERVALS
@@ -28,7 +30,7 @@ def claim(config: RunConfig) -> None:
     text = config.to_json()
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        if path.exists() and any((config.out / stage.name).exists() for stage in config.stages()):
+        if path.exists() and _is_trained(config):
             check_same(path, json.loads(text), what="a run")
         if not path.exists() or path.read_text() != text:  # other processes find what the first one wrote
             partial = path.with_name(".config.json.partial")
@@ -36,6 +38,29 @@ def claim(config: RunConfig) -> None:
             partial.replace(path)
     except OSError as error:
         raise UserError(f"--out {config.out}: cannot be written ({error.strerror}): choose another place") from None
+
+
+def keep_motion_map(config: RunConfig, train: ClipSource | LatentCache) -> None:
+    """Write down what the motion buckets of a run's clips mean; or check that it is what was trained with.
+
+    ``motion_buckets.json`` holds ``motion_measure`` and ``motion_thresholds``, as a data set does: the map of a
+    mixture is written nowhere else.
+
+    Raises:
+        UserError: it is another map.
+    """
+    path = config.out / "motion_buckets.json"
+    motion = {"motion_measure": train.motion_measure, "motion_thresholds": list(train.buckets.thresholds)}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found and found != motion and _is_trained(config):
+        raise UserError(f"{path}: the clips have another map of motion buckets now: bring the old data back")
+    if found != motion:  # other processes find what the first one wrote
+        write_json(path, motion)
+
+
+def _is_trained(config: RunConfig) -> bool:
+    """Whether a stage of the run has begun."""
+    return any((config.out / stage.name).exists() for stage in config.stages())
 
 
 def check_same(path: Path, wanted: dict[str, Any], *, what: str) -> None:

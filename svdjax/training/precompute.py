@@ -103,7 +103,7 @@ def precompute(options: Precompute, config: RunConfig, console: Console) -> bool
         task = bar.add_task("encoding", total=sum(len(shards.indices(number)) for number in mine))
         for number in mine:
             shards.make(number, advance=partial(bar.advance, task))
-    finished = cache.finish(options.out, shards.count, clips.train.buckets)
+    finished = cache.finish(options.out, shards.count, clips.train.buckets, clips.train.motion_measure)
     console.print(f"{options.out}: {'finished' if finished else 'this part is finished, others are not'}")
     return finished
 
@@ -180,7 +180,7 @@ class _Encoder:
         batch = self.task.prepare(to_batch([*items, *[items[-1]] * missing]))
         made = self._encode(self._model, place_whole({**batch, "row": rows}, self._mesh))
         made = {name: self._stored(name, gather(value)) for name, value in made.items()}
-        scalars = ("fps", "motion_bucket")
+        scalars = {"fps", "motion_bucket", "image_only"} & set(items[0])
         return [
             {name: value[i] for name, value in made.items()} | {name: np.asarray(item[name]) for name in scalars}
             for i, item in enumerate(items)

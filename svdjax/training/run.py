@@ -9,7 +9,7 @@ from rich.console import Console
 from svdjax.training import processes
 from svdjax.training.config import RunConfig, load_config
 from svdjax.training.data import Clips, open_clips
-from svdjax.training.directory import claim
+from svdjax.training.directory import claim, keep_motion_map
 from svdjax.training.export import save_model
 from svdjax.training.initial import initial
 from svdjax.training.loop import stop_on_signals
@@ -46,6 +46,7 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     with processes.main_first("open"):
         claim(config)
         clips = open_clips(config.data, console)
+        keep_motion_map(config, clips.train)
     model = _start(config, mesh, console)
     count = sum(value.size for value in model.params.values())
     devices = " x ".join(f"{size} {name}" for name, size in mesh.shape.items() if size > 1) or "1 device"

@@ -93,6 +93,10 @@ class Stage(ABC):
         """Validation batches, like those of training."""
         return clips.held_out(batch=self.batch, count=count)
 
+    def for_validation(self) -> "Stage":
+        """The stage whose loss is taken of held-out clips."""
+        return self
+
     def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
         """The model's configuration after training; a stage may measure it on a few held-out batches."""
         return model.config

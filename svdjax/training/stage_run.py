@@ -128,7 +128,7 @@ class StageRun:
 
     def _hooks(self, save: Callable[[TrainState], None], log: MetricsLog) -> list[Hook]:
         stage = self.stage
-        loss = jax.jit(make_loss(stage, self.model.shapes))
+        loss = jax.jit(make_loss(stage.for_validation(), self.model.shapes))
         loss = on_mesh(self.mesh, processes.compiled_together(loss, f"loss of {stage.name}"))
         return [
             every(stage.validate_every, on.validate(loss, self.frozen, self.validation, log)),

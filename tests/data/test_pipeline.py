@@ -37,6 +37,7 @@ class Listed:
     """A source in memory."""
 
     motion_measure = "none"
+    has_pictures = False
 
     def __init__(self, videos, **notes):
         self.buckets = MotionBuckets.fit([0.0, 1.0])
@@ -252,6 +253,22 @@ def test_a_mixture_is_drawn_in_the_proportions_of_its_weights():
     sampling = ClipSampling(frames=1, fps=(4.0, 5.0), size=(8, 8), captions=True)
     drawn = take(clip_batches(mixture, sampling, batch_size=8, seed=0), 10)
     assert Counter(caption for batch in drawn for caption in batch["caption"]) == {"a": 60, "b": 20}
+
+
+def test_the_clips_of_a_mixture_are_on_one_map():
+    """Half of the clips score 0..1 and half 2..3: on the map of both, the first are below the middle bucket."""
+    parts = []
+    for low, score in ((0.0, 0.5), (2.0, 2.5)):
+        parts.append(Listed([encode(ramp(20))] * 4, motion_score=score, caption=str(score)))
+        parts[-1].buckets = MotionBuckets.fit(np.linspace(low, low + 1, 510))
+    mixture, sampling = (
+        Mixture(parts, (1.0, 1.0)),
+        ClipSampling(frames=1, fps=(4.0, 5.0), size=(8, 8), captions=True),
+    )
+    batch = clip_batches(mixture, sampling, batch_size=8, seed=0)[0]
+    found = dict(zip(batch["caption"], batch["motion_bucket"], strict=True))
+    assert abs(found["0.5"] - 64) <= 2 and abs(found["2.5"] - 192) <= 2
+    assert [part.buckets.bucket(part[0].annotations["motion_score"]) for part in parts] == [128, 128]
 
 
 def test_a_mixture_of_unlike_parts_is_refused():

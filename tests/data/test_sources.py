@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import time
 
 import numpy as np
@@ -68,6 +69,28 @@ def test_motion_buckets_stay_when_files_come_and_go(folder):
     assert FolderSource(folder).buckets != before
 
 
+@pytest.mark.parametrize("kept", ["none", "of an older version", "of other files"])
+def test_without_opencv_what_is_missing_is_named(folder, monkeypatch, kept):
+    if kept != "none":
+        FolderSource(folder)
+        found = json.loads((folder / ANNOTATIONS).read_text())
+        if kept == "of an older version":
+            for entry in found["clips"].values():
+                del entry["changed"]
+        else:
+            del found["clips"]["b.webm"]
+        (folder / ANNOTATIONS).write_text(json.dumps(found))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"cv2 is not installed: run `pip install 'svdjax\[measure\]'`"):
+        FolderSource(folder)
+
+
+def test_what_is_measured_needs_no_opencv(folder, monkeypatch):
+    FolderSource(folder)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert len(FolderSource(folder)) == 5
+
+
 def test_a_broken_cache_is_made_again(folder):
     (folder / ANNOTATIONS).write_text("{{{")
     assert len(FolderSource(folder)) == 5
@@ -120,7 +143,7 @@ def test_nothing_left_is_an_error_whatever_the_share(tmp_path):
 
 
 def test_folders_without_videos_are_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no videos"):
+    with pytest.raises(UserError, match="holds no videos or pictures"):
         open_source(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         open_source(tmp_path / "missing")

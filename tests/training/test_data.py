@@ -1,13 +1,19 @@
-"""The data of a run as its configuration names it: mixtures, and held-out clips of several shapes."""
+"""The data of a run as its configuration names it: mixtures, their motion buckets, held-out clips of all shapes."""
+
+import json
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from svdjax.data.motion import MotionBuckets
 from svdjax.data.records import write_sprites
 from svdjax.data.sampling import ClipSampling
 from svdjax.data.sprites import World
+from svdjax.errors import UserError
 from svdjax.training.data import DataConfig, open_clips
+from svdjax.training.directory import claim, keep_motion_map
+from tests.training.tiny import tiny_run
 
 BUCKETS = ClipSampling(buckets=((2, 16, 16), (2, 8, 16)))
 
@@ -33,6 +39,21 @@ def test_a_run_can_mix_sources_of_several_shapes(folders):
     shapes = {batches[i]["video"].shape for i in range(12)}
     assert shapes == {(3, 2, 16, 16, 3), (3, 2, 8, 16, 3)}
     assert clips.batches(batch=3, seed=0, frames=1)[0]["video"].shape[1] == 1
+
+
+def test_a_run_keeps_the_map_of_motion_buckets_of_its_mixture(folders, tmp_path):
+    config = tiny_run(tmp_path)
+    claim(config)
+    mixture, other = opened(folders).train, opened(folders, weights=(1.0, 9.0)).train
+    keep_motion_map(config, other)
+    keep_motion_map(config, mixture)  # nothing is trained yet
+    kept = json.loads((config.out / "motion_buckets.json").read_text())
+    assert MotionBuckets(thresholds=tuple(kept["motion_thresholds"])) == mixture.buckets != other.buckets
+    assert kept["motion_measure"] == mixture.motion_measure
+    (config.out / "vae").mkdir()
+    keep_motion_map(config, mixture)
+    with pytest.raises(UserError, match=r"motion_buckets\.json: the clips have another map"):
+        keep_motion_map(config, other)
 
 
 def test_held_out_batches_hold_one_shape_each(folders):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from svdjax.data import cache
@@ -94,12 +95,15 @@ def test_losses_from_the_cache_are_those_from_the_clips(root, model, made):
     assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_captions_are_cached_for_a_model_of_texts(root):
+def test_captions_and_pictures_are_cached_for_a_model_of_texts(root):
     captioned = ClipSampling(frames=2, size=(16, 16), captions=True)
-    config = config_for(root, TEXT, sampling=captioned)
+    (root / "pictures").mkdir()
+    Image.new("RGB", (20, 20), "red").save(root / "pictures/red.png")
+    config = config_for(root, TEXT, sampling=captioned, also=(root / "pictures",), weights=(1.0, 1.0))
     precompute(Precompute(out=root / "text", dtype="float32"), config, QUIET)
     items, cached = clips_of(config), open_source(root / "text")
-    assert set(cached[0]) == {"latents", "text_embedding", "fps", "motion_bucket"}
+    assert set(cached[0]) == {"latents", "text_embedding", "fps", "motion_bucket", "image_only"}
+    assert [bool(cached[i]["image_only"]) for i in range(25)] == [False] * 24 + [True]
     model, kept, clips = random_model(SVD, TEXT), rows(cached, 4), rows(items, 4)
     tokens = task_of(TEXT).prepare(clips)["tokens"]
     assert len(np.unique(tokens, axis=0)) > 1

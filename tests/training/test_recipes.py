@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from svdjax.conversion.checkpoint import shapes_of
 from svdjax.conversion.source import load_model
@@ -163,6 +164,13 @@ def test_the_bands_and_counts_add_up(loss, batch):
     np.testing.assert_array_equal(metrics["dropped_concat"], [0, 4])
 
 
+def test_validation_leaves_nothing_out(model, batch):
+    stage = DiffusionStage(drop=DropRates(context=0.5, concat=0.25, both=0.25), image_share=0.5).for_validation()
+    assert stage.image_share == 0.5
+    _, metrics = jax.eval_shape(lambda batch: stage.loss(model, batch, jax.random.key(0)), batch)
+    assert metrics and not any(name.startswith("dropped") for name in metrics)
+
+
 def test_cached_latents_are_what_the_encoder_makes(loss, clips, batch):
     assert float(loss(batch)[0]) == pytest.approx(float(loss(clips)[0]), rel=1e-5)
 
@@ -179,7 +187,7 @@ def test_images_do_not_reach_the_temporal_layers(loss, model, batch):
 
 
 @pytest.mark.slow
-def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, monkeypatch):
+def test_a_run_on_captioned_clips_and_pictures_trains_the_text_conditioned_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["svdjax.training.run"], "drawn", random_start)
     text = CLIPTextConfig(width=8, layers=2, heads=1, mlp_dim=8, context_length=12, projection_dim=None)
     unet = dataclasses.replace(MODEL.unet, in_channels=4, vector_dim=8)
@@ -187,7 +195,10 @@ def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, mo
     model = dataclasses.replace(
         MODEL, unet=unet, image_encoder=None, text_encoder=text, task="text_to_video", scalars=MODEL.scalars[:2]
     )
-    data = dataclasses.replace(config.data, sampling=dataclasses.replace(config.data.sampling, captions=True))
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "pictures/red.png")
+    sampling = dataclasses.replace(config.data.sampling, captions=True)
+    data = dataclasses.replace(config.data, sampling=sampling, also=(tmp_path / "pictures",), weights=(1.0, 1.0))
     stage = dataclasses.replace(config.unet, part="temporal", steps=2, cache_latents=False)
     parts = {"vae": None, "decoder": None, "unet": stage, "model": model, "data": data}
     trained = flat_params(load_model(run(dataclasses.replace(config, export_dtype="float32", **parts))))
@@ -197,3 +208,4 @@ def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, mo
     rows = [json.loads(line) for line in (config.out / "unet/metrics.jsonl").read_text().splitlines()]
     assert all(0 <= row["dropped_context"] <= 1 for row in rows if "loss" in row)
     assert any("val_loss" in row for row in rows)
+    assert not any("val_dropped_context" in row for row in rows)  # validation leaves nothing out
