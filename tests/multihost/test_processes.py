@@ -17,30 +17,37 @@ from svdjax.conversion.source import load_model
 from svdjax.models.params import flat_params
 
 pytestmark = pytest.mark.long
-STEPS = 4
+STEPS = 8
 CACHE_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 HEARTBEAT = 20
 PATIENCE = 240  # seconds; a machine may be busy
 
 
-def start(root: Path, name: str, *, processes: int, steps: int = STEPS) -> list[subprocess.Popen]:
-    """Start the processes of a run, with eight devices together."""
+def start(
+    root: Path,
+    name: str,
+    *,
+    processes: int,
+    stage: str = "vae",
+    steps: int = STEPS,
+    fault: str = "",
+    flags: str = "",
+) -> list[subprocess.Popen]:
+    """Start the processes of a run, with eight devices together; ``fault`` is the worker's."""
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
         "SVDJAX_HEARTBEAT": str(HEARTBEAT),
+        "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
+        **CACHE_ALL,
     }
-    several = "yes" if processes > 1 else "no"
-    command = [sys.executable, "-m", "tests.multihost.worker", str(root), name, str(steps), several]
+    command = [sys.executable, "-m", "tests.multihost.worker", str(root), name, stage, str(steps), str(processes)]
+    command += [fault] if fault else []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     if processes > 1:
-        # No compilation cache: the first process alone writes it, and would be too far ahead of the other for gloo.
         env |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-        env |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-    else:
-        env |= {"JAX_COMPILATION_CACHE_DIR": str(root / "compiled"), **CACHE_ALL}
     return [
         subprocess.Popen(
             command,
@@ -58,8 +65,8 @@ def finish(started: list[subprocess.Popen]) -> None:
     assert [process.returncode for process in started] == [0] * len(started), "\n".join(errors)
 
 
-def losses(root: Path, name: str) -> dict[int, float]:
-    rows = map(json.loads, (root / name / "vae/metrics.jsonl").read_text().splitlines())
+def losses(root: Path, name: str, stage: str = "vae") -> dict[int, float]:
+    rows = map(json.loads, (root / name / stage / "metrics.jsonl").read_text().splitlines())
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
@@ -84,11 +91,35 @@ def test_two_processes_say_what_one_says(root):
 
 def test_what_two_processes_saved_one_goes_on_from(root):
     shutil.copytree(root / "two", root / "resumed")
-    shutil.rmtree(root / "resumed/vae/checkpoints/4")
+    shutil.rmtree(root / f"resumed/vae/checkpoints/{STEPS}")
     for model in ("model.safetensors", "vae/model.safetensors"):
         (root / "resumed" / model).unlink()
     finish(start(root, "resumed", processes=1))
     assert losses(root, "resumed") == pytest.approx(losses(root, "two"), rel=1e-5)
+
+
+def test_two_processes_train_a_unet_as_one_does(root):
+    for name, processes in (("unet-one", 1), ("unet-two", 2)):
+        finish(start(root, name, processes=processes, stage="unet", steps=2))
+    one, two = (losses(root, name, "unet") for name in ("unet-one", "unet-two"))
+    assert list(one) == [1, 2] and two == pytest.approx(one, rel=1e-5)
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step_and_both_go_on(root):
+    finish(start(root, "stopped", processes=2, fault="stop"))
+    stopped = max(losses(root, "stopped"))
+    assert 2 <= stopped < STEPS and not (root / "stopped/vae/model.safetensors").exists()
+    run = json.loads((root / f"stopped/vae/checkpoints/{stopped}/run.json").read_text())
+    assert run["step"] == run["position"]["next_batch"] == stopped
+    finish(start(root, "stopped", processes=2))
+    assert losses(root, "stopped") == losses(root, "two")
+    again, once = ((root / name / "vae/model.safetensors").read_bytes() for name in ("stopped", "two"))
+    assert again == once
+
+
+def test_a_process_that_compiles_longer_than_gloo_waits_is_waited_for(root):
+    finish(start(root, "late", processes=2, steps=2, fault="late"))
+    assert list(losses(root, "late")) == [1, 2]
 
 
 def test_when_one_process_dies_the_other_ends_and_both_go_on(root):
