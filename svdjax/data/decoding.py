@@ -28,7 +28,7 @@ class Frames:
     """A decoded video: ``times`` are seconds from the first frame, ascending."""
 
     frames: UInt8[ndarray, "t h w 3"]
-    times: Float[ndarray, "t"]
+    times: Float[ndarray, " t"]
 
 
 Video = Path | bytes | Frames
@@ -73,7 +73,7 @@ def probe(video: Video, name: str = "") -> VideoInfo:
 
 def decode(
     video: Video,
-    times: Sequence[float] | Float[ndarray, "n"],
+    times: Sequence[float] | Float[ndarray, " n"],
     *,
     size: tuple[int, int] | None = None,
     name: str = "",
@@ -118,7 +118,7 @@ def decode_all(video: Video, *, size: tuple[int, int] | None = None, name: str =
     return Frames(frames=np.concatenate(frames), times=np.array(times) - times[0])
 
 
-def on_show(times: Float[ndarray, "t"], targets: Float[ndarray, "n"]) -> Int[ndarray, "n"]:
+def on_show(times: Float[ndarray, " t"], targets: Float[ndarray, " n"]) -> Int[ndarray, " n"]:
     """Index of the frame on show at each target time: the last one that has appeared."""
     return np.clip(np.searchsorted(times, targets + _EARLY, side="right") - 1, 0, len(times) - 1)
 
@@ -198,7 +198,7 @@ def _nominal_rate(stream: av.VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _rate(times: Float[ndarray, "t"]) -> float:
+def _rate(times: Float[ndarray, " t"]) -> float:
     """Frames per second: the inverse of the median step, which one long pause does not bend."""
     steps = np.diff(times)
     steps = steps[steps > 0]
@@ -212,6 +212,6 @@ def _to_rgb(frame: av.VideoFrame) -> UInt8[ndarray, "h w 3"]:
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
-def sample_times(start: float, fps: float, frames: int) -> Float[ndarray, "t"]:
+def sample_times(start: float, fps: float, frames: int) -> Float[ndarray, " t"]:
     """Times of ``frames`` frames at ``fps`` from ``start`` on, in seconds."""
     return start + np.arange(frames) / fps

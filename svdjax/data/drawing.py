@@ -23,7 +23,7 @@ class Group:
     """
 
     shape: tuple[int, ...]
-    indices: Int[ndarray, "n"]
+    indices: Int[ndarray, " n"]
     weight: float
 
 
@@ -57,7 +57,7 @@ class Order:
         return self._orders[np.searchsorted(self._ends, draw, side="right")]
 
 
-def _endless(indices: Int[ndarray, "n"], seed: int, number: int) -> grain.MapDataset:
+def _endless(indices: Int[ndarray, " n"], seed: int, number: int) -> grain.MapDataset:
     # grain adds the number of the pass to the seed: hashed, neighbouring seeds are not each other's passes.
     hashed = int(np.random.SeedSequence((seed, _ORDER, number)).generate_state(1)[0])
     return grain.MapDataset.source(indices).shuffle(seed=hashed).repeat().map(int)

@@ -38,7 +38,7 @@ class MotionBuckets:
             raise UserError("motion buckets need 254 finite, ascending thresholds: write the data set again")
 
     @classmethod
-    def fit(cls, scores: Sequence[float] | Float[ndarray, "n"]) -> "MotionBuckets":
+    def fit(cls, scores: Sequence[float] | Float[ndarray, " n"]) -> "MotionBuckets":
         """The map that spreads ``scores`` evenly over the buckets.
 
         Raises:

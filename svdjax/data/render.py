@@ -29,7 +29,7 @@ class Texture:
 
     base: Float[ndarray, "3"]
     frequency: Float[ndarray, "k 2"]
-    phase: Float[ndarray, "k"]
+    phase: Float[ndarray, " k"]
     colour: Float[ndarray, "k 3"]
 
 
@@ -51,7 +51,7 @@ class Scene:
     background: Texture
     sprites: tuple[Sprite, ...]
     centre: Float[ndarray, "t 2"]
-    scale: Float[ndarray, "t"]
+    scale: Float[ndarray, " t"]
 
 
 def random_texture(
@@ -139,7 +139,7 @@ def _paint(texture: Texture, x: Float[ndarray, "t w"], y: Float[ndarray, "t h"])
 
 
 def _camera_flow(
-    scene: Scene, grid_x: Float[ndarray, "w"], grid_y: Float[ndarray, "h"]
+    scene: Scene, grid_x: Float[ndarray, " w"], grid_y: Float[ndarray, " h"]
 ) -> Float[ndarray, "pairs h w 2"]:
     """Flow of points that rest in the world, in units of the height."""
     growth = scene.scale[:-1] / scene.scale[1:] - 1

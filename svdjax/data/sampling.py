@@ -59,7 +59,7 @@ class ClipSampling:
         geometry = np.array([[annotations[name] for name in GEOMETRY]], float)
         return self.shapes[self.nearest(geometry)[0]]
 
-    def nearest(self, geometry: Float[ndarray, "n 4"]) -> Int[ndarray, "n"]:
+    def nearest(self, geometry: Float[ndarray, "n 4"]) -> Int[ndarray, " n"]:
         """Which of ``shapes`` each video takes.
 
         Args:

@@ -33,10 +33,10 @@ class Look:
 
     shape: str
     colour: Float[ndarray, "3"]
-    tints: Float[ndarray, "faces"]
+    tints: Float[ndarray, " faces"]
     frequency: Float[ndarray, "k 3"]
-    phase: Float[ndarray, "k"]
-    strength: Float[ndarray, "k"]
+    phase: Float[ndarray, " k"]
+    strength: Float[ndarray, " k"]
 
 
 def random_look(rng: np.random.Generator, shape: str, colour: Float[ndarray, "3"]) -> Look:
@@ -55,7 +55,7 @@ def random_look(rng: np.random.Generator, shape: str, colour: Float[ndarray, "3"
 
 
 def render_orbit(
-    look: Look, elevation: float, azimuths: Float[ndarray, "t"], height: int, width: int
+    look: Look, elevation: float, azimuths: Float[ndarray, " t"], height: int, width: int
 ) -> tuple[UInt8[ndarray, "t h w 3"], Float[ndarray, "pairs h w 2"]]:
     """Views of a solid on a white ground.
 
@@ -87,7 +87,7 @@ def render_orbit(
 
 
 def cameras(
-    elevation: float, azimuths: Float[ndarray, "t"]
+    elevation: float, azimuths: Float[ndarray, " t"]
 ) -> tuple[Float[ndarray, "t 3"], Float[ndarray, "t 3 3"]]:
     """Positions of the cameras, and the rows right, up, forward of each, in world coordinates."""
     e, a = np.deg2rad(elevation), np.deg2rad(azimuths)
@@ -97,7 +97,7 @@ def cameras(
     return (_DISTANCE * outward).astype(np.float32), basis.astype(np.float32)
 
 
-def _faces(shape: str) -> tuple[Float[ndarray, "faces 3"], Float[ndarray, "faces"]]:
+def _faces(shape: str) -> tuple[Float[ndarray, "faces 3"], Float[ndarray, " faces"]]:
     """Outward normals and distances from the origin of a convex solid's faces."""
     axes = np.concatenate([np.eye(3), -np.eye(3)])
     ends = np.array([[0, 0, 1.0], [0, 0, -1.0]])
@@ -118,7 +118,7 @@ def _faces(shape: str) -> tuple[Float[ndarray, "faces 3"], Float[ndarray, "faces
     return normals.astype(np.float32), (_RADIUS * offsets).astype(np.float32)
 
 
-def _ring(count: int) -> tuple[Float[ndarray, "n"], Float[ndarray, "n"]]:
+def _ring(count: int) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"]]:
     angle = 2 * np.pi * np.arange(count) / count
     return np.cos(angle), np.sin(angle)
 
@@ -155,8 +155,8 @@ def _flow(
     hit: Bool[ndarray, "pairs H W"],
     position: Float[ndarray, "pairs 3"],
     basis: Float[ndarray, "pairs 3 3"],
-    grid_x: Float[ndarray, "W"],
-    grid_y: Float[ndarray, "H"],
+    grid_x: Float[ndarray, " W"],
+    grid_y: Float[ndarray, " H"],
 ) -> Float[ndarray, "pairs h w 2"]:
     """Where the next cameras see the points, minus where they are now, in heights, averaged over each pixel."""
     seen = np.einsum("thwj,tij->thwi", points - position[:, None, None], basis, optimize=True)

@@ -200,7 +200,7 @@ class Mixture:
         return np.concatenate([source.geometry() for source in self._sources])
 
     @property
-    def parts(self) -> list[Int[ndarray, "n"]]:
+    def parts(self) -> list[Int[ndarray, " n"]]:
         """The places of each source's clips."""
         return [np.arange(*ends) for ends in zip(self._starts[:-1], self._starts[1:], strict=True)]
 

@@ -156,7 +156,7 @@ def _draw_sprites(world: World, rng: np.random.Generator) -> Clip:
     return Clip(frames=frames, fps=world.fps, flow=flow, truth=truth)
 
 
-def _camera_path(world: World, camera: str, speed: float) -> tuple[Float[ndarray, "t 2"], Float[ndarray, "t"]]:
+def _camera_path(world: World, camera: str, speed: float) -> tuple[Float[ndarray, "t 2"], Float[ndarray, " t"]]:
     """Centre and scale of the camera in each frame; it starts at the origin with scale 1."""
     time = np.arange(world.frames)
     centre, scale = np.zeros((world.frames, 2)), np.ones(world.frames)

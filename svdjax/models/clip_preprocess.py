@@ -58,7 +58,7 @@ def resize_matrix(n: int, size: int, blur: bool) -> Float[ndarray, "size n"]:
     return matrix @ blur_matrix(n, gaussian_kernel(n / size)) if blur else matrix
 
 
-def gaussian_kernel(factor: float) -> Float[ndarray, "k"]:
+def gaussian_kernel(factor: float) -> Float[ndarray, " k"]:
     """kornia's kernel for an axis that shrinks by ``factor``: sigma is (factor - 1) / 2.
 
     The length is about 4 sigma, odd and at least 3; sigma is at least 0.001, which leaves the image as it is.
@@ -69,7 +69,7 @@ def gaussian_kernel(factor: float) -> Float[ndarray, "k"]:
     return weights / weights.sum()
 
 
-def blur_matrix(n: int, kernel: Float[ndarray, "k"]) -> Float[ndarray, "n n"]:
+def blur_matrix(n: int, kernel: Float[ndarray, " k"]) -> Float[ndarray, "n n"]:
     """The matrix that correlates an axis with an odd kernel; edges are reflected (``numpy.pad``'s way)."""
     offsets = np.arange(len(kernel)) - len(kernel) // 2
     source = np.abs(np.arange(n)[:, None] + offsets)

@@ -212,7 +212,7 @@ class UNet(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t h w c"],
-        c_noise: Float[Array, "b"],
+        c_noise: Float[Array, " b"],
         context: Float[Array, "b s c_k"],
         vector: Float[Array, "b t v"] | None = None,
         *,

@@ -5,7 +5,9 @@ Times are estimates and marked so.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
