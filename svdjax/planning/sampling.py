@@ -2,6 +2,7 @@
 each works on videos of its own."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from svdjax.models.svd import SVD, SVDConfig
 from svdjax.planning.plan import Plan, make_plan
 from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.training.flops import sampling_flops
-from svdjax.typing import PyTree
+from svdjax.typing import Array, PyTree
 
 
 def plan_sampling(config: SVDConfig, settings: Settings, device: jax.Device, topology: str) -> list[Plan]:
@@ -36,32 +37,52 @@ def plan_sampling(config: SVDConfig, settings: Settings, device: jax.Device, top
     pipeline, flops = Pipeline(model, settings), sampling_flops(config, settings)
     videos, defaults = settings.per_device, settings.defaults
     images = np.zeros((videos, defaults.height, defaults.width, 3), np.float32)
-    request = _on(pipeline.request(images=images), whole)
-    numbers = _on(np.zeros(videos, np.int32), whole)
+    request, numbers = pipeline.request(images=images), np.zeros(videos, np.int32)
 
-    def plan(stage: Callable[..., Any], *inputs: PyTree, turns: int = 1) -> tuple[Plan, PyTree]:
-        """A stage's plan, and where its results lie as shapes."""
-        name = stage.__name__
-        call = jax.jit(lambda state, *inputs: stage(nnx.merge(graph, state), *inputs))
+    def plan(stage: Callable[..., Any], *inputs: _Flat, turns: int = 1) -> tuple[Plan, _Flat]:
+        """A stage's plan, and the shapes of its results."""
+        name, shapes, trees = stage.__name__, [each.shapes for each in inputs], []
+
+        def call(state: PyTree, shapes: list[list[Array]]) -> list[Array]:
+            given = [each.tree.unflatten(leaves) for each, leaves in zip(inputs, shapes, strict=True)]
+            leaves, tree = jax.tree.flatten(stage(nnx.merge(graph, state), *given))
+            trees.append(tree)
+            return leaves
+
         made = make_plan(
-            call,
-            (weights, *inputs),
+            jax.jit(call),
+            (weights, shapes),
             name=name,
             topology=topology,
             mesh=mesh,
             batch=videos,
-            resident={"weights": weights, "inputs": inputs},
+            resident={"weights": weights, "inputs": shapes},
             flops=videos * flops[name],
             executed=videos * flops[name],
             turns=turns,
         )
         with jax.set_mesh(mesh):
-            return made, _on(jax.eval_shape(call, weights, *inputs), whole)
+            results = _on(jax.eval_shape(call, weights, shapes), whole)
+        return made, _Flat(results, trees[-1])
 
-    condition, cond = plan(pipeline.condition, request, numbers)
-    sample, latents = plan(pipeline.sample, cond, request, numbers, turns=defaults.steps)
+    asked, number = _flat(request, whole), _flat(numbers, whole)
+    condition, cond = plan(pipeline.condition, asked, number)
+    sample, latents = plan(pipeline.sample, cond, asked, number, turns=defaults.steps)
     decode, _ = plan(pipeline.decode, latents)
     return [condition, sample, decode]
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """Shapes out of the tree that they belong to: requests take arrays only."""
+
+    shapes: list[jax.ShapeDtypeStruct]
+    tree: jax.tree_util.PyTreeDef
+
+
+def _flat(arrays: PyTree, sharding: NamedSharding) -> _Flat:
+    leaves, tree = jax.tree.flatten(arrays)
+    return _Flat(_on(leaves, sharding), tree)
 
 
 def _on(shapes: PyTree, sharding: NamedSharding) -> PyTree:

@@ -1,16 +1,21 @@
 """The planner: what it counts in a program, and a real compile for a TPU slice that is not there."""
 
 import dataclasses
+import json
 
 import pytest
 
 from svdjax.cli import main
 from svdjax.errors import UserError
+from svdjax.models.params import abstract, flat_params
+from svdjax.models.svd import SVD
 from svdjax.planning.chips import CHIPS, topology_devices
 from svdjax.planning.collectives import Collective, collectives_of
-from svdjax.planning.plan import Plan, table
+from svdjax.planning.plan import GIB, Plan, table
+from svdjax.planning.sampling import plan_sampling
 from svdjax.planning.training import plan_training, shardings
-from svdjax.training.flops import clip_shapes, stage_flops
+from svdjax.sampling.pipeline import Settings
+from svdjax.training.flops import clip_shapes, sampling_flops, stage_flops
 from svdjax.training.mesh import MeshConfig, make_mesh
 from tests.training.tiny import MODEL, tiny_run
 
@@ -93,6 +98,21 @@ def test_a_step_compiles_for_a_slice_that_is_not_there(tmp_path):
     batch = {"video": _Shape((1, 1, 16, 16, 3), "uint8")}
     assert made.flops == 8 * stage_flops(stage, MODEL, clip_shapes(batch)).model
     assert made.memory["moments"] == pytest.approx(2 * made.memory["parameters"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_sampling_compiles_for_one_chip_that_holds_the_whole_model(tmp_path):
+    (device,) = topology_devices("v5e:1")
+    settings = Settings(defaults=dataclasses.replace(MODEL.defaults, steps=3))
+    plans = plan_sampling(MODEL, settings, device, "v5e:1")
+    assert [each.name for each in plans] == ["condition", "sample", "decode"]
+    flops = sampling_flops(MODEL, settings)
+    assert {each.name: each.flops for each in plans} == flops and all(flops.values())
+    size = sum(x.size for x in flat_params(abstract(SVD, MODEL)).values())
+    for each in plans:
+        assert each.memory["weights"] * GIB == pytest.approx(2 * size, rel=0.01)  # bfloat16, each has all of them
+        assert each.fits and not each.collectives
+        assert json.loads(json.dumps(each.to_dict()))["total"] == each.total
 
 
 @dataclasses.dataclass
