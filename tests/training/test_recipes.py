@@ -211,3 +211,4 @@ def test_a_run_on_captioned_clips_trains_the_text_conditioned_model(tmp_path, mo
     rows = [json.loads(line) for line in (config.out / "unet/metrics.jsonl").read_text().splitlines()]
     assert all(0 <= row["dropped_context"] <= 1 for row in rows if "loss" in row)
     assert any("val_loss" in row for row in rows)
+    assert (config.out / "samples.png").is_file(), "made of the held-out clips' captions"
