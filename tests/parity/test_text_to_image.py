@@ -129,5 +129,4 @@ def test_float64_within_1e9_of_diffusers(tmp_path, x64, prediction, sampler, sch
         pipe.set_progress_bar_config(disable=True)
         expected = reference(pipe, request.tokens, request.negative_tokens, noise, steps)
     errors = dict(zip(("context", "latents", "pixels"), map(relative, found, expected), strict=True))
-    print(errors)
     assert {part: error for part, error in errors.items() if not error < BAR} == {}
