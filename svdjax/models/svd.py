@@ -101,7 +101,10 @@ class SVDConfig:
 
     @classmethod
     def text_to_video(cls) -> "SVDConfig":
-        """Text to video, 14 frames of 576x1024; the two scalars are fps and motion bucket."""
+        """Text to video, 14 frames of 576x1024; the two scalars are fps and motion bucket.
+
+        Guidance of 7 is the paper's for its text-to-video evaluation.
+        """
         scalars = (("fps", 256), ("motion_bucket", 256))
         return cls(
             unet=UNetConfig.text_to_video(vector_dim=512),
@@ -109,6 +112,7 @@ class SVDConfig:
             text_encoder=CLIPTextConfig(),
             task="text_to_video",
             scalars=scalars,
+            defaults=SamplingDefaults(steps=50, guidance=(7.0, 7.0), guidance_shape="constant"),
         )
 
     @classmethod

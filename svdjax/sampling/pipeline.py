@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,6 @@ from svdjax.tasks import Conditioning, network_of, task_of
 from svdjax.typing import Array, Float, Int, Key, PyTree, UInt8, ndarray
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral", "ddim"]
-DiscreteName = Literal["leading", "trailing"]
 ScheduleName = Literal["karras", "align_your_steps", "log_linear", "leading", "trailing"]
 SCHEDULES = {"karras": Karras, "align_your_steps": AlignYourSteps, "log_linear": LogLinear}
 
@@ -100,7 +99,7 @@ def own_schedule(config: SVDConfig) -> ScheduleName:
 
 def schedule_of(name: ScheduleName, defaults: SamplingDefaults) -> Schedule:
     """The noise levels to step through, over the checkpoint's range."""
-    if name in get_args(DiscreteName):
+    if name in ("leading", "trailing"):
         return DiscreteSchedule(spacing=name)
     return SCHEDULES[name](sigma_min=defaults.sigma_min, sigma_max=defaults.sigma_max)
 

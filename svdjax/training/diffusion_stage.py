@@ -31,6 +31,7 @@ from svdjax.typing import Array, Bool, Float, Key
 PARTS = MappingProxyType(
     {
         "all": re.compile(r"unet\..*"),
+        "with_text": re.compile(r"(unet|text_encoder)\..*"),
         "temporal": re.compile(r"unet\..*\.(temporal\..*|frame_embed\..*|mix_factor)"),
         "time_embed": re.compile(r"unet\.time_embed\..*"),
     }
@@ -42,7 +43,8 @@ class DiffusionStage(Stage):
     """Train the UNet to remove noise from clips, given what its task conditions it on.
 
     Attributes:
-        part: which parameters of the UNet train: all, the temporal layers only, or the time embedding only.
+        part: which parameters train: all of the UNet, those and the text tower, the UNet's temporal layers only, or
+            its time embedding only.
         sigma: noise levels, one per clip: ln(sigma) ~ N(mean, std^2).
         drop: how often conditions are left out, for classifier-free guidance.
         image_share: share of the clips whose frames are taken as images by themselves, without temporal layers.
@@ -51,7 +53,7 @@ class DiffusionStage(Stage):
     """
 
     name: ClassVar[str] = "unet"
-    part: Literal["all", "temporal", "time_embed"] = "all"
+    part: Literal["all", "with_text", "temporal", "time_embed"] = "all"
     sigma: LogNormal = field(default_factory=lambda: LogNormal(mean=0.7, std=1.6))
     drop: DropRates = field(default_factory=DropRates)
     image_share: float = 0.0

@@ -57,7 +57,7 @@ def initial(config: RunConfig, console: Console) -> Initial:
             raise UserError("this configuration continues from a trained model: name its file with --init-from")
         return Initial(config=config.model, loaded={}, new=tuple(flat_params(shapes_of(config.model))))
     start = _open(config.init_from, config.init)
-    model = _with_what_it_says(config.model, start)
+    model = _with_what_it_says(config.model, start, config.init)
     ours = {path: tuple(shape.shape) for path, shape in flat_params(shapes_of(model)).items()}
     theirs = {path: tensor.shape for path, tensor in start.params.items()}
     transfer = resolve(config.init, ours, theirs, what=start.what)
@@ -87,7 +87,7 @@ def _open(source: str, init: Init) -> Checkpoint:
     )
 
 
-def _with_what_it_says(ours: SVDConfig, start: Checkpoint) -> SVDConfig:
+def _with_what_it_says(ours: SVDConfig, start: Checkpoint, init: Init) -> SVDConfig:
     """The run's model, with those values that are the checkpoint's to say.
 
     Raises:
@@ -96,7 +96,7 @@ def _with_what_it_says(ours: SVDConfig, start: Checkpoint) -> SVDConfig:
     theirs = start.config
     for name, changeable in CHANGEABLE.items():
         wanted, found = getattr(ours, name), getattr(theirs, name)
-        if wanted is None or found is None:
+        if wanted is None or found is None or f"{name}.*" in init.new:
             continue  # whether that is as declared shows in the paths
         for key, value in dataclasses.asdict(wanted).items():
             if key not in changeable and value != getattr(found, key):

@@ -12,7 +12,7 @@ from typing import Any
 
 from svdjax.data.sampling import ClipSampling
 from svdjax.models.remat import BLOCKS
-from svdjax.models.svd import SamplingDefaults, SVDConfig
+from svdjax.models.svd import SVDConfig
 from svdjax.models.vae import VAEConfig
 from svdjax.tasks import DropRates
 from svdjax.training.data import DataConfig
@@ -56,15 +56,10 @@ def image_model(height: int, width: int) -> SVDConfig:
 
 
 def text_to_video_model(height: int, width: int) -> SVDConfig:
-    """SVD's text-to-video network, with the autoencoder that it inherits from SD 2.1.
-
-    Guidance of 7 is the paper's for its text-to-video evaluation.
-    """
-    defaults = SamplingDefaults(
-        frames=14, height=height, width=width, steps=50, guidance=(7.0, 7.0), guidance_shape="constant"
-    )
-    model = dataclasses.replace(SVDConfig.text_to_video(), vae=VAEConfig.sd21(), defaults=defaults)
-    return _memory_saving(model)
+    """SVD's text-to-video network, with the autoencoder that it inherits from SD 2.1."""
+    model = SVDConfig.text_to_video()
+    defaults = dataclasses.replace(model.defaults, height=height, width=width)
+    return _memory_saving(dataclasses.replace(model, vae=VAEConfig.sd21(), defaults=defaults))
 
 
 def image_to_video_model(frames: int, height: int, width: int) -> SVDConfig:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from svdjax.data.video import read_metadata
 from svdjax.diffusion import discrete_sigmas
 from svdjax.errors import UserError
 from svdjax.models.clip_text import CLIPTextConfig
+from svdjax.models.params import abstract
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
+from svdjax.models.tokenizer import tokenize
 from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
 from svdjax.sampling.inputs import READERS, reader_of
@@ -22,6 +25,7 @@ from svdjax.sampling.inputs.prompts import name_of, read
 from svdjax.sampling.options import Sample
 from svdjax.sampling.pipeline import Pipeline, Settings, own_schedule, schedule_of
 from svdjax.tasks import TASKS
+from svdjax.training.samples import write_grid
 from tests.weights import random_model
 
 DEFAULTS = SamplingDefaults(
@@ -140,6 +144,22 @@ def test_prompts_change_their_own_videos(video_model):
     assert not np.array_equal(other[1], plain[1])
     moved = pipeline(prompts=PROMPTS, temporal_prompt="zooming in", negative_prompt="")
     assert all(not np.array_equal(a, b) for a, b in zip(moved, plain, strict=True))
+
+
+def test_a_grid_of_a_text_model_asks_for_the_captions_of_its_clips(tmp_path):
+    asked = []
+
+    def videos(self, request):
+        asked.append(request)
+        return iter(np.zeros((len(request.tokens), 2, 16, 8, 3), np.uint8))
+
+    clips = {"video": np.zeros((2, 3, 16, 8, 3), np.uint8), "caption": PROMPTS}
+    with mock.patch.object(Pipeline, "videos", videos):
+        written = write_grid(abstract(SVD, VIDEO), clips, tmp_path / "grid", motion_buckets=(1, 64, 255))
+    np.testing.assert_array_equal(asked[0].tokens, np.repeat(tokenize(PROMPTS, context_length=12), 3, axis=0))
+    np.testing.assert_array_equal(asked[0].motion_bucket, [1, 64, 255, 1, 64, 255])
+    with Image.open(written[0]) as grid:
+        assert grid.size == (4 * 8, 2 * 16)
 
 
 def test_the_command_paints_pictures_with_their_prompts_inside(picture_checkpoint, tmp_path, capsys):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from svdjax.conversion.checkpoint import shapes_of
 from svdjax.conversion.source import load_model
@@ -23,6 +24,7 @@ from svdjax.tasks import DropRates
 from svdjax.training import run
 from svdjax.training.config import load_config
 from svdjax.training.diffusion_stage import DiffusionStage
+from svdjax.training.initial import initial
 from svdjax.training.step import make_loss
 from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import MODEL, tiny_run
@@ -40,6 +42,7 @@ STAGE_TABLE = {
     "video_256x384": (14, (256, 384), 150_000, 1536, 1e-4, "video_256x384", TEXT, TEXT),
     "video_320x576": (14, (320, 576), 100_000, 768, 1e-4, "video_320x576", TEXT, TEXT),
     "image_to_video_320x576": (14, (320, 576), 50_000, 768, 3e-5, "image_to_video_320x576", IMAGE, IMAGE),
+    "text_to_video_576x1024": (14, (576, 1024), 50_000, 768, 3e-5, "text_to_video_576x1024", TEXT, TEXT),
     "svd": (14, (576, 1024), 50_000, 768, 3e-5, "image_to_video_576x1024", IMAGE, IMAGE),
     "svd_xt": (25, (576, 1024), 50_000, 768, 3e-5, "image_to_video_576x1024", IMAGE, IMAGE),
     "finetune_svd": (14, (576, 1024), None, None, None, "image_to_video_576x1024", IMAGE, IMAGE),
@@ -101,6 +104,17 @@ def test_temporal_finetuning_trains_exactly_the_temporal_layers():
     trained, frozen = split(recipe("finetune_svd", "--unet.part", "temporal"))
     assert (size(trained), len(trained)) == (TEMPORAL, 738)
     assert not any(part in path for path in frozen if path.startswith("unet.") for part in ("temporal", "mix_"))
+
+
+def test_the_text_demo_trains_unet_and_text_tower_on_the_shipped_autoencoder():
+    config = recipe("demo_text_to_video")
+    trained, frozen = split(config)
+    start = initial(config, Console(quiet=True))
+    assert {path.split(".")[0] for path in trained} == {"unet", "text_encoder"}
+    assert set(start.new) == set(trained) and set(start.loaded) == set(frozen)
+    shipped = load_model(config.init_from, dtype=np.float32)
+    kernel = shipped.vae.decoder.conv_in.kernel[...]
+    np.testing.assert_array_equal(start.loaded["vae.decoder.conv_in.kernel"], kernel)
 
 
 def test_impossible_settings_are_refused():
@@ -209,3 +223,4 @@ def test_a_run_on_captioned_clips_and_pictures_trains_the_text_conditioned_model
     assert all(0 <= row["dropped_context"] <= 1 for row in rows if "loss" in row)
     assert any("val_loss" in row for row in rows)
     assert not any("val_dropped_context" in row for row in rows)  # validation leaves nothing out
+    assert (config.out / "samples.png").is_file(), "made of the held-out clips' captions"
