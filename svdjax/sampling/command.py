@@ -20,6 +20,7 @@ from svdjax.errors import UserError
 from svdjax.models.svd import SamplingDefaults
 from svdjax.progress import step_bar
 from svdjax.sampling.images import Fit, read_image
+from svdjax.sampling.loras import apply_loras
 from svdjax.sampling.pipeline import Pipeline, SamplerName, ScheduleName, Settings, size_multiple
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -37,6 +38,7 @@ class Sample:
     Attributes:
         photos: pictures to animate.
         checkpoint: a diffusers folder, a .safetensors or .ckpt file, an svdjax checkpoint, or a Hub repo id.
+        lora: LoRA files to merge into the UNet, each FILE or FILE:SCALE; several add up.
         out: folder for the videos.
         format: kind of file; png writes a folder of frames.
         frames: number of frames.
@@ -61,6 +63,7 @@ class Sample:
 
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     checkpoint: str = str(DEMO_CHECKPOINT)
+    lora: tuple[str, ...] = ()
     out: Path = Path("outputs")
     format: Literal["mp4", "gif", "webp", "png"] = "mp4"
     frames: int | None = None
@@ -155,7 +158,7 @@ def run(args: Sample) -> list[Path]:
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     # Everything that can be wrong is looked at before the weights are read, which may take minutes.
     options = Options(variant=args.variant, head_dim=args.head_dim, clip_heads=args.clip_heads)
-    checkpoint = open_checkpoint(args.checkpoint, options)
+    checkpoint = apply_loras(open_checkpoint(args.checkpoint, options), args.lora)
     for notice in checkpoint.notices:
         console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     config = checkpoint.config
@@ -172,8 +175,8 @@ def run(args: Sample) -> list[Path]:
     images = np.repeat(images, args.num_videos, axis=0)
     _make_folder(args.out)
     paths = output_paths(photos, args)
-    model = load_model(args.checkpoint, dtype=DTYPES[dtype], options=options)
-    metadata = {"checkpoint": args.checkpoint, "dtype": dtype, **_flat(settings)}
+    model = load_model(checkpoint, dtype=DTYPES[dtype])
+    metadata = {"checkpoint": args.checkpoint, "lora": args.lora, "dtype": dtype, **_flat(settings)}
     ending = "" if args.format == "png" else f".{args.format}"
     with step_bar(console) as bar:
         task = bar.add_task("sampling", total=None)

@@ -23,8 +23,7 @@ from rich.table import Table
 
 from svdjax.compilation import nothing_kept
 from svdjax.errors import UserError, require
-from svdjax.models.params import abstract, flat_params
-from svdjax.models.svd import SVD
+from svdjax.models.params import flat_params
 from svdjax.training.collectives import Collective, collectives_of
 from svdjax.training.config import RunConfig, load_config
 from svdjax.training.flops import TrainingFlops, clip_shapes, peak_flops, stage_flops
@@ -176,7 +175,7 @@ def shardings(config: RunConfig, stage: Stage, mesh: Mesh) -> Table:
 
 
 def _trained(config: RunConfig, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
-    return {path: x for path, x in flat_params(abstract(SVD, config.model)).items() if stage.trains(path)}
+    return {path: x for path, x in flat_params(stage.shapes(config.model)).items() if stage.trains(path)}
 
 
 def plan(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) -> Plan:
@@ -228,7 +227,7 @@ def _step(
     config: RunConfig, stage: Stage, mesh: Mesh
 ) -> tuple[tuple[TrainState, PyTree, PyTree], jax.stages.Wrapped]:
     """What the step takes, as shapes where they lie, and the step."""
-    model, optimizer = abstract(SVD, config.model), make_optimizer(stage.optim, stage.steps)
+    model, optimizer = stage.shapes(config.model), make_optimizer(stage.optim, stage.steps)
     params = _trained(config, stage)
     state = jax.eval_shape(lambda params: new_state(params, optimizer), params)
     placed = state_shardings(state, optimizer, mesh, offload=stage.offload)
