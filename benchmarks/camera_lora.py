@@ -2,10 +2,10 @@
 
 Command: python benchmarks/camera_lora.py [FOLDER]   (needs `pip install -e ".[measure]"`)
 
-Trains a LoRA for each motion by `configs/demo_camera_lora.py` into FOLDER (runs/camera_lora; what is finished there is
-not trained again), animates pictures of the built-in world that no training run draws, and names the camera's motion
-in each sample with `svdjax.evaluation.camera`. Prints one JSON object: for each motion the share of the samples that
-show it, with the LoRA and without, and how often the samples with it show each motion.
+Trains a LoRA for each motion by `configs/demo_camera_lora.py` into FOLDER (runs/camera_lora; what is finished there
+is not trained again), animates pictures of the built-in world that no training run draws, and names the camera's
+motion in each sample with `svdjax.evaluation.camera`. Prints one JSON object: for each motion the share of samples
+that show it, with the LoRA and without, and how often the samples with it show each motion.
 """
 
 import dataclasses
