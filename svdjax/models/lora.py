@@ -6,10 +6,10 @@ is an ordinary one again, with the kernel ``W + scale (alpha / rank) A B``.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial, reduce
+from functools import reduce
 from typing import TypeVar
 
 import jax
@@ -76,7 +76,7 @@ class LoRA:
     @property
     def rank(self) -> int:
         """Of every layer's update."""
-        return next(iter(self.params[f"{layer}.{DOWN}"].shape[1] for layer in self.layers))
+        return self.params[f"{self.layers[0]}.{DOWN}"].shape[1]
 
 
 class LoRALinear(nnx.Linear):
@@ -109,8 +109,7 @@ def inject(module: Module, config: LoRAConfig) -> Module:
         *parents, name = layer.split(".")
         parent = reduce(_child, parents, module)
         use_bias = getattr(parent, name).bias is not None
-        make = partial(LoRALinear, inputs, outputs, use_bias=use_bias, config=config)
-        setattr(parent, name, nnx.eval_shape(partial(_make, make)))
+        setattr(parent, name, _abstract_layer(inputs, outputs, use_bias, config))
     return module
 
 
@@ -118,8 +117,8 @@ def _child(module: nnx.Module, name: str) -> nnx.Module:
     return module[int(name)] if name.isdigit() else getattr(module, name)
 
 
-def _make(make: Callable[..., LoRALinear]) -> LoRALinear:
-    return make(rngs=nnx.Rngs(0))
+def _abstract_layer(inputs: int, outputs: int, use_bias: bool, config: LoRAConfig) -> LoRALinear:
+    return nnx.eval_shape(lambda: LoRALinear(inputs, outputs, use_bias=use_bias, config=config, rngs=nnx.Rngs(0)))
 
 
 def lora_shapes(params: Mapping[str, Array | jax.ShapeDtypeStruct], config: LoRAConfig) -> Shapes:
