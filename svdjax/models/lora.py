@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import reduce
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +121,8 @@ def _abstract_layer(inputs: int, outputs: int, use_bias: bool, config: LoRAConfi
     return nnx.eval_shape(lambda: LoRALinear(inputs, outputs, use_bias=use_bias, config=config, rngs=nnx.Rngs(0)))
 
 
-def lora_shapes(params: Mapping[str, Array | jax.ShapeDtypeStruct], config: LoRAConfig) -> Shapes:
-    """Shapes of a LoRA's float32 parameters by path, for a model's parameters by path.
+def lora_shapes(params: Mapping[str, Any], config: LoRAConfig) -> Shapes:
+    """Shapes of a LoRA's float32 parameters by path, for a model's parameters (or their shapes) by path.
 
     Raises:
         UserError: the pattern names nothing, or something other than linear layers.
@@ -134,7 +134,7 @@ def lora_shapes(params: Mapping[str, Array | jax.ShapeDtypeStruct], config: LoRA
     return shapes
 
 
-def _targets(params: Mapping[str, Array | jax.ShapeDtypeStruct], config: LoRAConfig) -> dict[str, tuple[int, ...]]:
+def _targets(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, tuple[int, ...]]:
     """Inputs and outputs of the layers that ``config`` names."""
     kernels = {path.removesuffix(".kernel"): x.shape for path, x in params.items() if path.endswith(".kernel")}
     named = {layer: shape for layer, shape in kernels.items() if fnmatchcase(layer, config.targets)}
@@ -156,7 +156,7 @@ def draw_lora(shapes: Shapes, key: Key[Array, ""]) -> dict[str, Array]:
     return {path: draw(number, path, x.shape) for number, (path, x) in enumerate(shapes.items())}
 
 
-def check_fits(lora: LoRA, params: Mapping[str, Array | jax.ShapeDtypeStruct], *, what: str) -> None:
+def check_fits(lora: LoRA, params: Mapping[str, Any], *, what: str) -> None:
     """Check that a model has every layer that a LoRA adapts.
 
     Args:
@@ -186,7 +186,7 @@ def update_of(lora: LoRA, layer: str, scale: float = 1.0) -> Float[ndarray, "c c
     return np.float32(scale * lora.alpha / lora.rank) * (down @ up)
 
 
-def merge(params: Mapping[str, Array], lora: LoRA, *, scale: float = 1.0) -> dict[str, Array]:
+def merge(params: Mapping[str, Array | ndarray], lora: LoRA, *, scale: float = 1.0) -> dict[str, Array | ndarray]:
     """A model's parameters with a LoRA in them; several are merged one after the other, and add up.
 
     Args:

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from svdjax.conversion.checkpoint import shapes_of
 from svdjax.conversion.lora import read_lora, write_lora
-from svdjax.conversion.mapping import to_ours
+from svdjax.conversion.mapping import to_theirs
 from svdjax.conversion.unet import unet_table
 from svdjax.errors import UserError
 from svdjax.models.lora import LoRA, LoRAConfig, lora_shapes, merge
@@ -72,14 +72,10 @@ def test_the_keys_and_the_layout_are_those_of_the_styles(tmp_path, lora):
 
 def test_merging_means_what_it_means_to_pytorch(lora):
     """In PyTorch's layout: W + scale (alpha / rank) B A, with A [rank, in] and B [out, rank]."""
-    rng = np.random.default_rng(1)
-    theirs = {
-        row.theirs[0]: row.layout.to_theirs((rng.standard_normal(shape.shape).astype(np.float32),))[0]
-        for row in unet_table(UNET, "diffusers")
-        for shape in [flat_params(shapes_of(CONFIG))[f"unet.{row.ours[0]}"]]
-    }
-    table = unet_table(UNET, "diffusers")
-    merged = merge({f"unet.{k}": v for k, v in to_ours(table, theirs, what="test").items()}, lora, scale=0.7)
+    rng, table, shapes = np.random.default_rng(1), unet_table(UNET, "diffusers"), flat_params(shapes_of(CONFIG))
+    flat = {row.ours[0]: rng.standard_normal(shapes[f"unet.{row.ours[0]}"].shape, np.float32) for row in table}
+    theirs = to_theirs(table, flat, what="a test")
+    merged = merge({f"unet.{path}": x for path, x in flat.items()}, lora, scale=0.7)
     for name, ours in (("to_q", "q"), ("to_out.0", "out")):
         a, b = (lora.params[f"{OURS}.{ours}.lora_{part}"].T for part in ("down", "up"))
         wanted = theirs[f"{MODULE}.{name}.weight"] + 0.7 * 2.5 / 4 * b @ a
@@ -122,7 +118,7 @@ RANK2 = {A: np.ones((2, 64), np.float32), B: np.ones((64, 2), np.float32)}
             {},
             "unet.x.lora_A.weight of its 3 keys belong to no",
         ),
-        ({A: np.ones((2, 64)), B: np.ones((64, 3))}, {}, r"has shapes \(2, 64\) and \(64, 3\)"),
+        ({A: np.ones((2, 64)), B: np.ones((64, 3))}, {}, r"has matrices of shapes \(2, 64\) and \(64, 3\)"),
         (
             {**RANK2, A.replace("_q", "_k"): np.ones((3, 64)), B.replace("_q", "_k"): np.ones((64, 3))},
             {},
@@ -130,7 +126,11 @@ RANK2 = {A: np.ones((2, 64), np.float32), B: np.ones((64, 2), np.float32)}
         ),
         (RANK2, {"lora_adapter_metadata": '{"unet.r": 8}'}, "its header says rank 8, its matrices have 2"),
         (RANK2, {"lora_adapter_metadata": "[]"}, "lora_adapter_metadata is malformed"),
-        (RANK2, {"lora_adapter_metadata": '{"unet.use_rslora": true}'}, "a variant of LoRA that is not supported"),
+        (
+            RANK2,
+            {"lora_adapter_metadata": '{"unet.use_rslora": true}'},
+            "a variant of LoRA whose layers count differently",
+        ),
         ({**RANK2, f"{KOHYA}.alpha": np.ones(())}, {}, None),
         ({A: RANK2[A] * np.nan, B: RANK2[B]}, {}, "NaN or infinite"),
     ],
