@@ -27,8 +27,9 @@ CONFIG = LoRAConfig(rank=3, alpha=6.0, targets="temporal.attn?.*")
 KERNEL = "temporal.attn1.q"
 
 
-def transformer(config, *, rngs):
-    return Transformer(32, groups=4, head_dim=16, context_dim=24, rngs=rngs)
+class Small(Transformer):
+    def __init__(self, config, *, rngs):
+        super().__init__(32, groups=4, head_dim=16, context_dim=24, rngs=rngs)
 
 
 def lora_of(params, seed=0):
@@ -40,7 +41,7 @@ def lora_of(params, seed=0):
 
 @pytest.fixture(scope="module")
 def base():
-    return random_model(transformer, None)
+    return random_model(Small, None)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def inputs():
 
 
 def injected(base, lora):
-    module = inject(abstract(transformer, None), CONFIG)
+    module = inject(abstract(Small, None), CONFIG)
     return load_flat(module, {**flat_params(base), **lora}, what="a test")
 
 
