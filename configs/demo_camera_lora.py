@@ -6,6 +6,9 @@ Zoom in:   --data.world.cameras 0 0 0 0 0 1 0 --data.train data/zoom/train
 Static:    --data.world.cameras 1 0 0 0 0 0 0 --data.train data/static/train
            --data.validation data/static/validation --out runs/lora_static
 Use:       svdjax sample --lora runs/lora_pan/lora.safetensors
+Hardware:  any computer; 400 steps took 4 minutes on 2 Xeon cores shared with other work.
+Expected:  little: the demo model attends over frames on its coarsest level (4x4) alone. The validation loss falls
+           from 0.2474 (step 100) to 0.2471, and samples hardly differ from those of the untrained LoRA.
 """
 
 from pathlib import Path
