@@ -92,11 +92,13 @@ def read_arrays(params: Mapping[str, Tensor]) -> Iterator[tuple[str, np.ndarray]
             yield from zip(names, arrays, strict=True)
 
 
-def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: Options | None = None) -> SVD:
+def load_model(
+    source: str | Path | Checkpoint, *, dtype: DTypeLike | None = None, options: Options | None = None
+) -> SVD:
     """Load a model of any format onto the default device, a few parameters at a time.
 
     Args:
-        source: see :func:`open_checkpoint`.
+        source: an open checkpoint, or what :func:`open_checkpoint` opens.
         dtype: cast to this; None keeps what is stored.
         options: what the files cannot say.
 
@@ -106,7 +108,8 @@ def load_model(source: str | Path, *, dtype: DTypeLike | None = None, options: O
     Raises:
         UserError: the checkpoint is missing, damaged or of another architecture.
     """
-    checkpoint = open_checkpoint(source, options).cast(None if dtype is None else np.dtype(dtype))
+    opened = source if isinstance(source, Checkpoint) else open_checkpoint(source, options)
+    checkpoint = opened.cast(None if dtype is None else np.dtype(dtype))
     # Only NumPy works in the threads: JAX's settings (x64, the default device) are this thread's own.
     params = {name: jax.device_put(array) for name, array in read_arrays(checkpoint.params)}
     return load_flat(shapes_of(checkpoint.config), params, what=checkpoint.what)

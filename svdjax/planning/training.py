@@ -9,8 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.table import Table
 
 from svdjax.errors import UserError
-from svdjax.models.params import abstract, flat_params
-from svdjax.models.svd import SVD
+from svdjax.models.params import flat_params
 from svdjax.planning.plan import Plan, make_plan
 from svdjax.training.config import RunConfig
 from svdjax.training.flops import TrainingFlops, clip_shapes, stage_flops
@@ -88,7 +87,7 @@ def _step(
     config: RunConfig, stage: Stage, mesh: Mesh
 ) -> tuple[tuple[TrainState, PyTree, PyTree], jax.stages.Wrapped]:
     """What the step takes, as shapes where they lie, and the step."""
-    model, optimizer = abstract(SVD, config.model), make_optimizer(stage.optim, stage.steps)
+    model, optimizer = stage.shapes(config.model), make_optimizer(stage.optim, stage.steps)
     params = _trained(config, stage)
     state = jax.eval_shape(lambda params: new_state(params, optimizer), params)
     placed = state_shardings(state, optimizer, mesh, offload=stage.offload)
@@ -105,7 +104,7 @@ def _step(
 
 
 def _trained(config: RunConfig, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
-    return {path: x for path, x in flat_params(abstract(SVD, config.model)).items() if stage.trains(path)}
+    return {path: x for path, x in flat_params(stage.shapes(config.model)).items() if stage.trains(path)}
 
 
 def _at(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

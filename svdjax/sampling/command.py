@@ -16,6 +16,7 @@ from svdjax.data.video import check_replaceable, write_video
 from svdjax.errors import UserError
 from svdjax.progress import step_bar
 from svdjax.sampling.inputs import reader_of
+from svdjax.sampling.loras import apply_loras
 from svdjax.sampling.options import Sample, resolve
 from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.tasks import task_of
@@ -62,7 +63,7 @@ def run(args: Sample) -> list[Path]:
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     # Everything that can be wrong is looked at before the weights are read, which may take minutes.
     options = Options(variant=args.variant, head_dim=args.head_dim, clip_heads=args.clip_heads)
-    checkpoint = open_checkpoint(args.checkpoint, options)
+    checkpoint = apply_loras(open_checkpoint(args.checkpoint, options), args.lora)
     for notice in checkpoint.notices:
         console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     config = checkpoint.config
@@ -78,12 +79,12 @@ def run(args: Sample) -> list[Path]:
     _make_folder(args.out)
     ending = ending_of(args, defaults.frames)
     paths = output_paths(given.names, args, ending)
-    model = load_model(args.checkpoint, dtype=DTYPES[dtype], options=options)
+    model = load_model(checkpoint, dtype=DTYPES[dtype])
     with step_bar(console) as bar:
         progress = bar.add_task("sampling", total=None)
         pipeline = Pipeline(model, settings, on_step=lambda step: bar.advance(progress))
         bar.update(progress, total=pipeline.step_calls(len(paths)))
-        metadata = {"checkpoint": args.checkpoint, "dtype": dtype, **_flat(pipeline.settings)}
+        metadata = {"checkpoint": args.checkpoint, "lora": args.lora, "dtype": dtype, **_flat(pipeline.settings)}
         for index, (path, frames) in enumerate(zip(paths, pipeline.videos(request), strict=True)):
             about = {**metadata, **given.notes[index // args.num_videos], "video": index}
             write_video(path, frames, defaults.fps, metadata=about, ending=ending)

@@ -29,6 +29,7 @@ class Sample:
         negative_prompt: what to move away from. temporal_prompt: what the temporal layers are told instead.
         task: what to ask the checkpoint for; its own task if left out.
         checkpoint: a diffusers folder, a .safetensors or .ckpt file, an svdjax checkpoint, or a Hub repo id.
+        lora: LoRA files to merge into the UNet, each FILE or FILE:SCALE; several add up.
         out: folder for the videos.
         format: kind of file; png writes a folder of frames. If left out, png for a single frame, else mp4.
         frames: number of frames.
@@ -59,6 +60,7 @@ class Sample:
     temporal_prompt: str | None = None
     task: str | None = None
     checkpoint: str = str(DEMO_CHECKPOINT)
+    lora: tuple[str, ...] = ()
     out: Path = Path("outputs")
     format: Literal["mp4", "gif", "webp", "png"] | None = None
     frames: int | None = None

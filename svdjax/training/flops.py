@@ -108,7 +108,7 @@ def stage_flops(stage: Stage, config: SVDConfig, batch: Mapping[str, jax.ShapeDt
         config: the model's sizes.
         batch: shapes of a training batch, see :func:`clip_shapes`.
     """
-    model = abstract(SVD, config)
+    model = stage.shapes(config)
     flat = flat_params(model)
     params = {path: shape for path, shape in flat.items() if stage.trains(path)}
     frozen = {path: shape for path, shape in flat.items() if path not in params}

@@ -1,6 +1,6 @@
 """A whole model spread over the mesh."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +15,27 @@ from svdjax.training.sharding import gather, param_shardings, place
 from svdjax.typing import Array
 
 
+def svd_shapes(config: SVDConfig) -> SVD:
+    """The module of a configuration, without values."""
+    return abstract(SVD, config)
+
+
 @dataclass(frozen=True)
 class Model:
-    """A model's configuration, and its parameters by dotted path, each on all devices together."""
+    """A model's configuration, and its parameters by dotted path, each on all devices together.
+
+    Attributes:
+        structure: makes the module without values; a stage may add parameters to it.
+    """
 
     config: SVDConfig
     params: Mapping[str, Array]
+    structure: Callable[[SVDConfig], SVD] = svd_shapes
 
     @property
     def shapes(self) -> SVD:
         """The module without values."""
-        return abstract(SVD, self.config)
+        return self.structure(self.config)
 
     @property
     def module(self) -> SVD:

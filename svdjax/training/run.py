@@ -6,17 +6,18 @@ from pathlib import Path
 from jax.sharding import Mesh
 from rich.console import Console
 
+from svdjax.errors import UserError
 from svdjax.training import processes
 from svdjax.training.config import RunConfig, load_config
 from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import claim, keep_motion_map
-from svdjax.training.export import save_model
 from svdjax.training.initial import initial
 from svdjax.training.loop import stop_on_signals
 from svdjax.training.mesh import make_mesh
-from svdjax.training.model import Model, drawn, read
+from svdjax.training.model import Model, drawn
 from svdjax.training.samples import grid_clips, write_grid
 from svdjax.training.sharding import place
+from svdjax.training.stage import Stage
 from svdjax.training.stage_run import StageRun, Stopped
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.py"
@@ -36,11 +37,16 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     """Run the stages that are not finished yet, then export the model and a grid of samples.
 
     Returns:
-        The path of the finished ``model.safetensors``, or where the run stopped (SIGTERM, Ctrl-C) after saving.
+        The path of the finished ``model.safetensors`` (of a LoRA, ``lora.safetensors``), or where the run stopped
+        (SIGTERM, Ctrl-C) after saving.
 
     Raises:
-        UserError: the loss is no longer finite, the directory holds another run, or the data is unusable.
+        UserError: there is no stage, the loss is no longer finite, the directory holds another run, or the data is
+            unusable.
     """
+    stages = config.stages()
+    if not stages:
+        raise UserError("this configuration has no stage: give it vae, decoder or unet")
     console = console or processes.console()
     mesh = make_mesh(config.mesh)
     with processes.main_first("open"):
@@ -52,15 +58,15 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     devices = " x ".join(f"{size} {name}" for name, size in mesh.shape.items() if size > 1) or "1 device"
     console.print(f"{count:,} parameters on {devices}, {len(clips.train):,} clips; writing to {config.out}")
     with stop_on_signals() as stop:
-        for stage in config.stages():
-            finished = config.out / stage.name / "model.safetensors"
+        for stage in stages:
+            finished = config.out / stage.name / stage.result
             if not finished.exists():
                 stopped = StageRun(config, stage, model, clips, mesh, console).train(stop)
                 if stopped:
                     console.print(f"stopped and saved at step {stopped.step} of {stage.name}: run again to go on")
                     return stopped
-            model = read(finished, mesh)
-    return _export(config, model, clips, console)
+            model = stage.read(model, finished, mesh=mesh)
+    return _export(config, stages[-1], model, clips, console)
 
 
 def _start(config: RunConfig, mesh: Mesh, console: Console) -> Model:
@@ -70,15 +76,16 @@ def _start(config: RunConfig, mesh: Mesh, console: Console) -> Model:
     return Model(start.config, params)
 
 
-def _export(config: RunConfig, model: Model, clips: Clips, console: Console) -> Path:
-    path = config.out / "model.safetensors"
-    whole = model.whole()
-    if processes.is_main():
-        save_model(whole, path, dtype=config.export_dtype)
-        written = [path]
-        if config.unet is not None:
+def _export(config: RunConfig, last: Stage, model: Model, clips: Clips, console: Console) -> Path:
+    """Write what the last stage leaves in the type to give away, and a grid of samples."""
+    path = config.out / last.result
+    last.save(model, path, dtype=config.export_dtype)
+    written = [path]
+    if config.unet is not None:
+        whole = model.whole()
+        if processes.is_main():
             written += write_grid(whole, grid_clips(clips), config.out / "samples")
-        for each in written:
-            console.print(str(each))
+    for each in written:
+        console.print(str(each))
     processes.barrier("exported")
     return path

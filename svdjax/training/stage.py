@@ -3,15 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import grain
+from jax.sharding import Mesh
 
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SVDConfig
+from svdjax.training import processes
 from svdjax.training.bad_steps import BadSteps
 from svdjax.training.data import Clips
+from svdjax.training.export import save_model
 from svdjax.training.keep import Keep
+from svdjax.training.model import Model, read, svd_shapes
 from svdjax.training.optim import OptimConfig
 from svdjax.typing import Array, Float, Key, ndarray
 
@@ -25,7 +30,7 @@ class Stage(ABC):
     """One part of a run. Stages differ in what is declared here and share loop, step, state and checkpoints.
 
     Attributes:
-        name: of the stage's option and directory.
+        name: of the stage's option and directory. result: of the file that it leaves there.
         steps: updates to make. batch: clips per update, over all devices.
         accumulate: parts in which a batch is worked through, one after the other, to save memory.
         optim: the optimizer. ema_decay: largest decay of the moving average.
@@ -37,6 +42,7 @@ class Stage(ABC):
     """
 
     name: ClassVar[str]
+    result: ClassVar[str] = "model.safetensors"
     steps: int = 10_000
     batch: int = 16
     accumulate: int = 1
@@ -65,6 +71,24 @@ class Stage(ABC):
             raise UserError(
                 f"--{self.name}.accumulate {self.accumulate}: does not divide --{self.name}.batch {self.batch}"
             )
+
+    def shapes(self, config: SVDConfig) -> SVD:
+        """The module that the stage trains a part of, without values."""
+        return svd_shapes(config)
+
+    def begin(self, model: Model, *, seed: int, mesh: Mesh) -> Model:
+        """The model before the first step, of the structure :meth:`shapes`; a stage may add parameters."""
+        return model
+
+    def save(self, model: Model, path: Path, *, dtype: str = "float32") -> None:
+        """Write what the stage leaves: the whole model. All processes have to call this together."""
+        whole = model.whole()
+        if processes.is_main():
+            save_model(whole, path, dtype=dtype)
+
+    def read(self, model: Model, path: Path, *, mesh: Mesh) -> Model:
+        """The model after the stage, from what it left at ``path`` and from the model before the stage."""
+        return read(path, mesh)
 
     @abstractmethod
     def trains(self, path: str) -> bool:

@@ -1,7 +1,7 @@
 """One stage of a run: its parameters on the mesh, its data, its compiled step, its hooks and its checkpoints."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from svdjax.training import processes
 from svdjax.training.checkpoint import Checkpoints
 from svdjax.training.config import RunConfig
 from svdjax.training.data import Clips
-from svdjax.training.export import save_model
 from svdjax.training.loop import Hook, every, train
 from svdjax.training.metrics import MetricsLog
 from svdjax.training.model import Model
@@ -52,6 +51,7 @@ class StageRun:
         Raises:
             UserError: the stage trains no parameter of this model.
         """
+        model = stage.begin(model, seed=config.seed, mesh=mesh)
         self.config, self.stage, self.model, self.clips = config, stage, model, clips
         self.mesh, self.console = mesh, console
         self.directory = config.out / stage.name
@@ -157,7 +157,7 @@ class StageRun:
         )
 
     def _averaged(self, ema: Mapping[str, Array]) -> Model:
-        return Model(self.model.config, {**ema, **self.rest})
+        return replace(self.model, params={**ema, **self.rest})
 
     def _write_grid(self, ema: Mapping[str, Array], path: Path) -> None:
         whole = self._averaged(ema).whole()
@@ -168,9 +168,7 @@ class StageRun:
     def _finish(self, state: TrainState) -> None:
         averaged = self._averaged(state.ema)
         config = on_mesh(self.mesh, self.stage.finish)(averaged.module, self.validation)
-        whole = Model(config, averaged.params).whole()
-        if processes.is_main():
-            save_model(whole, self.directory / "model.safetensors")
+        self.stage.save(replace(averaged, config=config), self.directory / self.stage.result)
         processes.barrier(f"{self.stage.name} finished")
 
 
