@@ -23,8 +23,8 @@ from svdjax.evaluation.camera import global_motion
 from svdjax.sampling.command import DEMO_CHECKPOINT
 from svdjax.sampling.images import from_uint8
 from svdjax.sampling.loras import apply_loras
+from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.training import RunConfig, load_config, run
-from svdjax.training.samples import sample_clips
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo_camera_lora.py"
 MOTIONS = ("pan right", "zoom in", "static")
@@ -48,8 +48,9 @@ def cameras(loras: list[Path], images: np.ndarray) -> list[str]:
     model = load_model(
         apply_loras(open_checkpoint(DEMO_CHECKPOINT), [str(path) for path in loras]), dtype=np.float32
     )
-    videos = sample_clips(model, images, np.full(len(images), BUCKET, np.float32), seed=SEED)
-    return [global_motion(video).camera for video in videos]
+    defaults = dataclasses.replace(model.config.defaults, motion_bucket=BUCKET)
+    pipeline = Pipeline(model, Settings(defaults=defaults, seed=SEED, per_device=16))
+    return [global_motion(video).camera for video in pipeline(images=images)]
 
 
 def camera_lora(
