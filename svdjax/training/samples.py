@@ -26,7 +26,7 @@ def write_grid(
     clips: Batch,
     path: Path,
     *,
-    motion_buckets: Sequence[float] = (1, 64, 128, 192, 255),
+    motion_buckets: Sequence[float] = (1.0, 64.0, 128.0, 192.0, 255.0),
 ) -> list[Path]:
     """Ask for what each clip shows, with several motion buckets if the model has them, and write it side by side.
 

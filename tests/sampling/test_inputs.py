@@ -155,7 +155,7 @@ def test_a_grid_of_a_text_model_asks_for_the_captions_of_its_clips(tmp_path):
 
     clips = {"video": np.zeros((2, 3, 16, 8, 3), np.uint8), "caption": PROMPTS}
     with mock.patch.object(Pipeline, "videos", videos):
-        written = write_grid(abstract(SVD, VIDEO), clips, tmp_path / "grid", motion_buckets=(1, 64, 255))
+        written = write_grid(abstract(SVD, VIDEO), clips, tmp_path / "grid", motion_buckets=(1.0, 64.0, 255.0))
     np.testing.assert_array_equal(asked[0].tokens, np.repeat(tokenize(PROMPTS, context_length=12), 3, axis=0))
     np.testing.assert_array_equal(asked[0].motion_bucket, [1, 64, 255, 1, 64, 255])
     with Image.open(written[0]) as grid:
