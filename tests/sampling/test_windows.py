@@ -39,7 +39,9 @@ def test_a_window_begins_with_what_it_is_given(name):
     np.testing.assert_allclose(made[:, OVERLAP:], 0, atol=1e-5)
     x, sigma = seen[0]
     given = x[:, :OVERLAP] - last[:, -OVERLAP:]
-    np.testing.assert_allclose(given, noise[:, :OVERLAP] * sigma[0] / np.sqrt(1 + sigma[0] ** 2), rtol=1e-4)
+    np.testing.assert_allclose(
+        given, noise[:, :OVERLAP] * sigma[0] / np.sqrt(1 + sigma[0] ** 2), rtol=1e-4, atol=1e-4
+    )
     np.testing.assert_array_equal(x[:, OVERLAP:], noise[:, OVERLAP:])
 
 
@@ -72,4 +74,5 @@ def test_three_windows_of_an_animated_picture_go_on_from_each_other(monkeypatch)
     for frames, last in zip(seen, (2, 4), strict=True):
         np.testing.assert_array_equal(frames[:, 0], video[:, last])
     one = Pipeline(model, Settings(defaults=defaults))(images=pictures)
-    np.testing.assert_array_equal(video[:, :3], one)
+    # One program serves all windows and another a single one: the last bit may be rounded otherwise.
+    assert np.abs(video[:, :3].astype(int) - one).max() <= 1

@@ -56,9 +56,7 @@ def read_beginnings(args: Sample, defaults: SamplingDefaults) -> Given:
         fps = min(info.fps, defaults.fps)
         length = int(info.last * fps + 1e-3) + 1
         if length < count:
-            raise UserError(
-                f"{path}: has {length} frames at {fps:g} fps, of {count} to go on from: lower --overlap"
-            )
+            raise UserError(f"{path}: has {length} frames at {fps:g} fps, to go on from {count}: lower --overlap")
         times = sample_times(info.last - (length - 1) / fps, fps, length)
         clips.append(decode(path, np.maximum(times, 0), size=size))
         rates.append(fps)
