@@ -89,12 +89,18 @@ def check_heads(what: str, config: SVDConfig, options: Options) -> None:
             )
 
 
-def check_norm_groups(checkpoint: Checkpoint) -> None:
-    """Check that PyTorch's networks, whose group norms always have 32 groups, compute what this model computes.
+def check_has_counterpart(checkpoint: Checkpoint) -> None:
+    """Check that PyTorch's networks compute what this model computes: their group norms always have 32 groups, and
+    none of them has a latent for missing frames.
 
     Raises:
         UserError: they do not.
     """
+    if checkpoint.config.missing_frame:
+        raise UserError(
+            f"{checkpoint.what}: has a latent for missing frames, for which neither diffusers nor the original "
+            "code has a place: only svdjax's own formats can hold it"
+        )
     for name, network in {"UNet": checkpoint.config.unet, "VAE": checkpoint.config.vae}.items():
         if network.norm_groups != 32:
             raise UserError(

@@ -9,8 +9,8 @@ from pathlib import Path
 from svdjax.conversion.checkpoint import (
     Checkpoint,
     Options,
+    check_has_counterpart,
     check_heads,
-    check_norm_groups,
     check_params,
     summary,
 )
@@ -157,7 +157,7 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path, progress: Progressed) 
     Raises:
         UserError: the model does not fit diffusers' classes.
     """
-    check_norm_groups(checkpoint)
+    check_has_counterpart(checkpoint)
     config = checkpoint.config
     if config.unet.temporal and config.unet.vector_dim == 0:
         raise UserError(

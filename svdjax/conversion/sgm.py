@@ -18,7 +18,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from svdjax.conversion.checkpoint import Checkpoint, Options, check_heads, check_norm_groups, check_params, summary
+from svdjax.conversion.checkpoint import (
+    Checkpoint,
+    Options,
+    check_has_counterpart,
+    check_heads,
+    check_params,
+    summary,
+)
 from svdjax.conversion.clip import clip_text_table, clip_vision_table
 from svdjax.conversion.infer import Shapes, infer_clip_text, infer_clip_vision, infer_unet, infer_vae
 from svdjax.conversion.mapping import Entry, prefixed, to_ours, to_theirs
@@ -223,7 +230,7 @@ def write_sgm(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], tuple[str, ...
     Raises:
         UserError: tensors that the format joins have different dtypes, or the model has other group norms.
     """
-    check_norm_groups(checkpoint)
+    check_has_counterpart(checkpoint)
     config, layout = checkpoint.config, Layout.of(checkpoint.config)
     tensors = to_theirs(sgm_table(config, layout), checkpoint.params, what=checkpoint.what)
     absent: list[str] = []

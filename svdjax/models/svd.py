@@ -6,6 +6,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 
+import jax
 from flax import nnx
 
 from svdjax.errors import UserError
@@ -53,6 +54,8 @@ class SVDConfig:
         task: name of the task that the UNet was trained for (see ``svdjax.tasks``).
         scalars: name and embedding width of each scalar of the vector conditioning, in order.
         preconditioning: what the UNet's output means, and over which noise levels (see ``svdjax.diffusion``).
+        missing_frame: rows, columns and channels of the learned latent that stands for a frame which is not known,
+            of models that are given frames of the clip (see ``svdjax.tasks.known_frames``); None for others.
     """
 
     unet: UNetConfig = field(default_factory=UNetConfig)
@@ -62,6 +65,7 @@ class SVDConfig:
     task: str = "image_to_video"
     scalars: Scalars = (("fps", 256), ("motion_bucket", 256), ("noise_aug", 256))
     preconditioning: typing.Literal["v", "discrete_eps", "discrete_v"] = "v"
+    missing_frame: tuple[int, int, int] | None = None
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @property
@@ -113,6 +117,17 @@ class SVDConfig:
             task="text_to_video",
             scalars=scalars,
             defaults=SamplingDefaults(steps=50, guidance=(7.0, 7.0), guidance_shape="constant"),
+        )
+
+    @classmethod
+    def frame_interpolation(cls) -> "SVDConfig":
+        """Three frames between two, 576x1024 (paper, section 4.4): how it is sampled is not published."""
+        return cls(
+            unet=UNetConfig.interpolation(),
+            task="frame_interpolation",
+            scalars=(("fps", 256), ("motion_bucket", 256)),
+            missing_frame=(72, 128, 4),
+            defaults=SamplingDefaults(frames=5, guidance=(1.0, 1.0), guidance_shape="constant"),
         )
 
     @classmethod
@@ -205,7 +220,10 @@ def _tuples(value: object) -> object:
 
 
 class SVD(nnx.Module):
-    """The networks of one checkpoint: ``unet``, ``vae``, ``image_encoder`` and ``text_encoder`` (or None)."""
+    """The networks of one checkpoint: ``unet``, ``vae``, ``image_encoder`` and ``text_encoder`` (or None).
+
+    ``missing_frame`` is the learned latent of that name in the configuration, or None.
+    """
 
     def __init__(self, config: SVDConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -213,3 +231,5 @@ class SVD(nnx.Module):
         self.vae = VAE(config.vae, rngs=rngs)
         self.image_encoder = CLIPVision(config.image_encoder, rngs=rngs) if config.image_encoder else None
         self.text_encoder = CLIPText(config.text_encoder, rngs=rngs) if config.text_encoder else None
+        shape = config.missing_frame
+        self.missing_frame = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape)) if shape else None

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
 from svdjax.conversion.checkpoint import Options
@@ -75,7 +74,8 @@ def run(args: Sample) -> list[Path]:
         console.print(f"[yellow]{size} is no multiple of {config.size_multiple}: padded, then cropped back")
     given = reader.read(args, defaults)
     request = task_of(config).request(defaults, **given.inputs)
-    request = jax.tree.map(lambda x: np.repeat(x, args.num_videos, axis=0), request)
+    rows = given.rows(args.num_videos)
+    request = jax.tree.map(lambda x: x[rows], request)
     _make_folder(args.out)
     ending = ending_of(args, defaults.frames)
     paths = output_paths(given.names, args, ending)
@@ -83,11 +83,14 @@ def run(args: Sample) -> list[Path]:
     with step_bar(console) as bar:
         progress = bar.add_task("sampling", total=None)
         pipeline = Pipeline(model, settings, on_step=lambda step: bar.advance(progress))
-        bar.update(progress, total=pipeline.step_calls(len(paths)))
+        bar.update(progress, total=pipeline.step_calls(len(rows)))
         metadata = {"checkpoint": args.checkpoint, "lora": args.lora, "dtype": dtype, **_flat(pipeline.settings)}
-        for index, (path, frames) in enumerate(zip(paths, pipeline.videos(request), strict=True)):
-            about = {**metadata, **given.notes[index // args.num_videos], "video": index}
-            write_video(path, frames, defaults.fps, metadata=about, ending=ending)
+        files = given.files(pipeline.videos(request), args.num_videos)
+        for index, (path, frames) in enumerate(zip(paths, files, strict=True)):
+            entry = index // args.num_videos
+            about = {**metadata, **given.notes[entry], "video": index}
+            fps = given.rates[entry] if given.rates else defaults.fps
+            write_video(path, frames, fps, metadata=about, ending=ending)
     for path in paths:
         print(path)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in pipeline.timings.seconds.items())

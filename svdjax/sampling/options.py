@@ -24,7 +24,7 @@ class Sample:
     Options left out take the checkpoint's own defaults.
 
     Attributes:
-        photos: pictures to animate.
+        photos: pictures to animate, or clips for the tasks that go on from some or fill in between their frames.
         prompt: a text to make a video or a picture of. prompts: a file with one such text a line.
         negative_prompt: what to move away from. temporal_prompt: what the temporal layers are told instead.
         task: what to ask the checkpoint for; its own task if left out.
@@ -32,7 +32,10 @@ class Sample:
         lora: LoRA files to merge into the UNet, each FILE or FILE:SCALE; several add up.
         out: folder for the videos.
         format: kind of file; png writes a folder of frames. If left out, png for a single frame, else mp4.
-        frames: number of frames.
+        frames: number of frames that are made at once.
+        windows: runs of so many frames, made one after the other into a longer video.
+        overlap: frames with which a run begins, the last ones of the run (or the clip) before.
+        at: which frames of the video the pictures are, from 0.
         height: pixels. width: pixels.
         fit: crop fills the frame; letterbox shows the whole photo between bars.
         steps: sampler steps.
@@ -64,6 +67,9 @@ class Sample:
     out: Path = Path("outputs")
     format: Literal["mp4", "gif", "webp", "png"] | None = None
     frames: int | None = None
+    windows: int = 1
+    overlap: int | None = None
+    at: tuple[int, ...] = ()
     height: int | None = None
     width: int | None = None
     fit: Fit = "crop"
@@ -85,6 +91,18 @@ class Sample:
     clip_heads: int | None = None
 
 
+def overlap_of(args: Sample, frames: int) -> int:
+    """Frames that a window of so many shares with what is before it; a quarter of them if nobody says.
+
+    Raises:
+        UserError: there would be none, or no new one.
+    """
+    overlap = max(1, frames // 4) if args.overlap is None else args.overlap
+    if not 1 <= overlap < frames:
+        raise UserError(f"--overlap {overlap}: of {frames} frames, give at least 1 and at most {frames - 1}")
+    return overlap
+
+
 def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
     """Lay the options over the checkpoint's defaults and check them.
 
@@ -94,12 +112,18 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
     given = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(SamplingDefaults)}
     values = dataclasses.replace(defaults, **{k: v for k, v in given.items() if v is not None})
     at_least_one = {
+        "windows": args.windows,
         "frames": values.frames,
         "height": values.height,
         "width": values.width,
         "steps": values.steps,
     }
-    counts = {"num-videos": args.num_videos, "per-device": args.per_device, "chunk": args.chunk}
+    counts = {
+        "windows": args.windows,
+        "num-videos": args.num_videos,
+        "per-device": args.per_device,
+        "chunk": args.chunk,
+    }
     for name, value in {**at_least_one, **counts}.items():
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
@@ -121,4 +145,6 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
         per_device=args.per_device,
         chunk=args.chunk,
         decode=args.decode,
+        windows=args.windows,
+        overlap=overlap_of(args, values.frames) if args.windows > 1 else 1,
     )

@@ -36,6 +36,7 @@ from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.vae import VAE
 from svdjax.sampling.decode import decode_frames, default_chunk
 from svdjax.sampling.images import to_uint8
+from svdjax.sampling.windows import Before
 from svdjax.tasks import Conditioning, network_of, task_of
 from svdjax.typing import Array, Float, Int, Key, PyTree, UInt8, ndarray
 
@@ -57,6 +58,8 @@ class Settings:
         chunk: frames decoded at once. None is :func:`default_chunk` where the result does not depend on it
             (``exact``), else all.
         decode: ``exact`` equals decoding all frames at once; ``reference`` decodes chunks alone, with seams.
+        windows: runs of frames to make one after the other, for videos longer than the model makes at once.
+        overlap: frames that a window begins with, the last ones of the window before (see `windows.Before`).
     """
 
     defaults: SamplingDefaults
@@ -66,6 +69,8 @@ class Settings:
     per_device: int = 1
     chunk: int | None = None
     decode: Literal["exact", "reference"] = "exact"
+    windows: int = 1
+    overlap: int = 1
 
 
 @dataclass
@@ -169,7 +174,7 @@ class Pipeline:
     def step_calls(self, count: int) -> int:
         """How often ``on_step`` is called for ``count`` videos."""
         devices, groups = self._layout(count)
-        return len(devices) * len(groups) * self.settings.defaults.steps
+        return len(devices) * len(groups) * self.settings.defaults.steps * self.settings.windows
 
     def _layout(self, count: int) -> tuple[tuple[jax.Device, ...], Int[ndarray, "groups n"]]:
         """The devices to use, and the numbers of the videos that they work on at once, group by group.
@@ -207,11 +212,20 @@ class Pipeline:
         return lambda *batch: self.timings.measure(stage.__name__, lambda: run(state, *batch))
 
     def _group(self, request: PyTree, videos: ndarray, stages: Sequence[Callable[..., Any]]) -> ndarray:
-        """Sample one group of videos on all devices."""
+        """Sample one group of videos on all devices, window after window."""
         condition, sample, decode = stages
         height, width = self.settings.defaults.height, self.settings.defaults.width
-        frames = decode(sample(condition(request, videos), request, videos))
-        return to_uint8(self.task.finish(request, np.asarray(frames[:, :, :height, :width])))
+        windows, overlap = self.settings.windows, self.settings.overlap
+        before = Before.nothing(len(videos), self._latent_shape(), overlap) if windows > 1 else None
+        made: list[ndarray] = []
+        for number in range(windows):
+            latents = sample(condition(request, videos), request, videos, before)
+            frames = self.task.finish(request, np.asarray(decode(latents)[:, :, :height, :width]))
+            made.append(frames[:, overlap:] if number else frames)
+            if number + 1 < windows:
+                request = self.task.following(request, frames[:, -overlap:])
+                before = before.after(latents)
+        return to_uint8(np.concatenate(made, axis=1))
 
     def condition(self, model: SVD, request: PyTree, videos: Int[Array, " b"]) -> Conditioning:
         """First stage: a request to conditioning."""
@@ -220,16 +234,24 @@ class Pipeline:
         return self.task.condition(model, request, self.settings.defaults.frames)
 
     def sample(
-        self, model: SVD, cond: Conditioning, request: PyTree, videos: Int[Array, " b"]
+        self,
+        model: SVD,
+        cond: Conditioning,
+        request: PyTree,
+        videos: Int[Array, " b"],
+        before: Before | None = None,
     ) -> Float[Array, "b t h w c"]:
-        """Second stage: noise to scaled latents, through the guided denoiser."""
+        """Second stage: noise to scaled latents, through the guided denoiser; ``before`` is of longer videos."""
         settings, defaults = self.settings, self.settings.defaults
         _, key = self._keys()
+        key = key if before is None else before.key(key)
         sigmas = schedule_of(settings.schedule, defaults)(defaults.steps)
         denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[self._config.preconditioning])
         uncond = self.task.unconditional(model, cond, request)
         denoise = guided(denoiser, guidance_of(defaults), cond, uncond)
         noise = initial_noise(key, videos, self._latent_shape(), sigmas[0])
+        if before is not None:
+            denoise, noise = before.hold(denoise, noise, sigmas[0])
         sampler = SAMPLERS[settings.sampler]
         return sample(denoise, noise, sigmas, sampler, key, index=videos, on_step=self._on_step)
 

@@ -93,6 +93,14 @@ class ImageToVideo:
         del request
         return frames
 
+    def following(self, request: ImageRequest, frames: Float[ndarray, "b k h w 3"]) -> ImageRequest:
+        """The first of the frames becomes the picture."""
+        images = frames[:, 0]
+        unpadded = None if request.unpadded is None else images
+        return dataclasses.replace(
+            request, image=pad_to_multiple(images, self.config.size_multiple), unpadded=unpadded
+        )
+
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The batch without its captions, which nothing here reads.
 

@@ -47,6 +47,10 @@ class Task(Protocol):
         """On the host: put frames that the request itself holds in the place of generated ones."""
         ...
 
+    def following(self, request: Any, frames: Float[ndarray, "b k h w 3"]) -> Any:
+        """On the host: the request for videos that begin with these frames, the last of those already made."""
+        ...
+
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """On the host: make of a batch what may go to a device, e.g. tokens of its captions.
 

@@ -97,6 +97,11 @@ class TextToVideo:
         del request
         return frames
 
+    def following(self, request: TextRequest, frames: Float[ndarray, "b k h w 3"]) -> TextRequest:
+        """The same text."""
+        del frames
+        return request
+
     def _tokens(self, texts: Sequence[str]) -> Int[ndarray, "b s"]:
         return tokenize(texts, context_length=self.config.text_encoder.context_length)
 

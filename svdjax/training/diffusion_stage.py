@@ -30,8 +30,8 @@ from svdjax.typing import Array, Bool, Float, Key
 # Which parameters train: patterns of dotted paths. The temporal ones are those that an image model lacks.
 PARTS = MappingProxyType(
     {
-        "all": re.compile(r"unet\..*"),
-        "with_text": re.compile(r"(unet|text_encoder)\..*"),
+        "all": re.compile(r"unet\..*|missing_frame"),
+        "with_text": re.compile(r"(unet|text_encoder)\..*|missing_frame"),
         "temporal": re.compile(r"unet\..*\.(temporal\..*|frame_embed\..*|mix_factor)"),
         "time_embed": re.compile(r"unet\.time_embed\..*"),
     }
@@ -82,7 +82,8 @@ class DiffusionStage(Stage):
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         cond_key, sigma_key, noise_key = jax.random.split(key, 3)
         rows = batch["row"]
-        x0 = latents_of(model, batch)
+        batch = {**batch, "latents": latents_of(model, batch)}  # which the task may want, too
+        x0 = batch["latents"].astype(jnp.float32) * model.config.vae.scaling_factor
         cond, dropped = self._conditioning(task_of(model.config), model, batch, x0.shape[1], cond_key)
         sigma = jax.vmap(lambda key: self.sigma.sample(key, ()))(row_keys(sigma_key, rows))
         noise = video_noise(noise_key, rows, x0.shape[1:])
@@ -128,11 +129,11 @@ class DiffusionStage(Stage):
             return super().batches(model, clips, seed=seed, rows=rows)
         if clips.config.sampling.buckets or clips.config.also:
             raise UserError("--unet.cache-latents: takes clips of one shape and source: use svdjax precompute")
-        source = with_latents(model.vae, clips.fixed_train())
+        pixels = None if model.config.missing_frame else 1  # any frame may be a known one
+        source = with_latents(model.vae, clips.fixed_train(), pixels=pixels)
         return batches(source, batch_size=self.batch, seed=seed, rows=rows)
 
 
 def latents_of(model: SVD, batch: Batch) -> Float[Array, "b t h w c"]:
-    """Scaled latents of a batch: the cached ones, or those of its frames."""
-    latents = batch["latents"] if "latents" in batch else encode_video(model.vae, batch["video"])
-    return latents.astype(jnp.float32) * model.config.vae.scaling_factor
+    """Latents of a batch, not scaled: the cached ones, or those of its frames."""
+    return batch["latents"] if "latents" in batch else encode_video(model.vae, batch["video"])

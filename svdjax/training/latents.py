@@ -15,10 +15,7 @@ from svdjax.training.vae_stage import encode_video
 
 @dataclass(frozen=True)
 class LatentSource:
-    """Clips with their latents; only the first frame of the pixels is kept.
-
-    The first frame stays because its noise augmentation happens before the encoder, anew in each step.
-    """
+    """Clips with their latents, and the pixels of as many first frames as conditioning reads."""
 
     clips: Sequence[Item]
 
@@ -29,10 +26,17 @@ class LatentSource:
         return self.clips[index]
 
 
-def with_latents(vae: VAE, items: Iterable[Item], *, batch: int = 32) -> LatentSource:
+def with_latents(vae: VAE, items: Iterable[Item], *, pixels: int | None = 1, batch: int = 32) -> LatentSource:
     """Encode every clip (mode of the posterior, not scaled).
 
-    Memory: one frame of uint8 pixels and t latents of float32 per clip.
+    Memory: t latents of float32 per clip, and the uint8 pixels.
+
+    Args:
+        vae: the autoencoder.
+        items: the clips.
+        pixels: frames whose pixels are kept; None for all. The first one is needed where its noise augmentation
+            happens before the encoder, anew in each step.
+        batch: clips to encode at once.
     """
     encode = jax.jit(lambda vae, video: encode_video(vae, to_unit(video)))
     encode = processes.compiled_together(encode, "encoder")
@@ -42,7 +46,7 @@ def with_latents(vae: VAE, items: Iterable[Item], *, batch: int = 32) -> LatentS
         padded = records + [records[-1]] * (batch - len(records))
         latents = gather(encode(vae, to_batch(padded)["video"]))
         clips += [
-            {**record, "video": record["video"][:1].copy(), "latents": latent}
+            {**record, "video": record["video"][:pixels].copy(), "latents": latent}
             for record, latent in zip(records, latents[: len(records)], strict=True)
         ]
     return LatentSource(clips)

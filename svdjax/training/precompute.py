@@ -202,7 +202,7 @@ def _encode(model: SVD, batch: Batch, *, task: Task, seed: int, draws: int) -> d
 
 def _without_unet(config: SVDConfig) -> SVD:
     model = abstract(SVD, config)
-    model.unet = None
+    model.unet = model.missing_frame = None
     return model
 
 

@@ -72,6 +72,11 @@ def image_to_video_model(frames: int, height: int, width: int) -> SVDConfig:
     return _memory_saving(dataclasses.replace(released, vae=VAEConfig.sd21(), defaults=defaults))
 
 
+def frame_interpolation_model() -> SVDConfig:
+    """The interpolation network, with the autoencoder that it inherits from SD 2.1."""
+    return _memory_saving(dataclasses.replace(SVDConfig.frame_interpolation(), vae=VAEConfig.sd21()))
+
+
 def finetuned_model() -> SVDConfig:
     """SVD as released, with its temporal decoder."""
     return _memory_saving(SVDConfig.svd())

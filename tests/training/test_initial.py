@@ -165,6 +165,22 @@ def test_animating_pictures_starts_as_the_pretrained_model(chain, released, x64)
     assert any("text_encoder" in line and f"{dropped:,}" in line for line in printed.splitlines())
 
 
+def test_interpolation_starts_as_the_pretrained_model(chain, released, x64):
+    """Its input layer has zeros for the known frames and the mask; the latent for missing ones is new."""
+    _, text, _ = chain["video_320x576"]
+    path = released.with_name("text.safetensors")
+    save_native(text, path)
+    start, between, _ = start_of(tiny_recipe("frame_interpolation", path, image_encoder=str(released)))
+    assert start.new == ("missing_frame",)
+    rng = np.random.default_rng(1)
+    x, context, vector = (
+        jnp.asarray(rng.normal(size=shape)) for shape in ((1, 2, 8, 8, 9), (1, 2, 64), (1, 2, 16))
+    )
+    before, after = (with_dtype(model.unet, jnp.float64) for model in (text, between))
+    want = jax.jit(before)(x[..., :4], jnp.zeros(1), context, vector)
+    np.testing.assert_allclose(jax.jit(after)(x, jnp.zeros(1), context, vector), want, atol=1e-13)
+
+
 def test_finetuning_starts_as_the_released_model(released):
     _, model, _ = start_of(tiny_recipe("finetune_svd", released))
     assert_all_loaded(random_model(SVD, tiny(SVDConfig.svd()), seed=2), model)

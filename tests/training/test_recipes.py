@@ -32,7 +32,8 @@ from tests.weights import random_model, random_start
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEMPORAL = 656_076_838
-SD21, TEXT, IMAGE = 865_910_724, 1_524_283_882, 1_524_623_082
+SD21, TEXT, IMAGE, BETWEEN = 865_910_724, 1_524_283_882, 1_524_623_082, 1_524_298_282
+MISSING_FRAME = 72 * 128 * 4
 
 # svd.md's tables: frames, size, steps, batch, rate, sigma, and parameters of the UNet and of what trains.
 TIME_EMBED = 320 * 1280 + 1280 + 1280 * 1280 + 1280
@@ -45,6 +46,7 @@ STAGE_TABLE = {
     "text_to_video_576x1024": (14, (576, 1024), 50_000, 768, 3e-5, "text_to_video_576x1024", TEXT, TEXT),
     "svd": (14, (576, 1024), 50_000, 768, 3e-5, "image_to_video_576x1024", IMAGE, IMAGE),
     "svd_xt": (25, (576, 1024), 50_000, 768, 3e-5, "image_to_video_576x1024", IMAGE, IMAGE),
+    "frame_interpolation": (5, (576, 1024), 10_000, 256, 1e-4, "interpolation", BETWEEN, BETWEEN + MISSING_FRAME),
     "finetune_svd": (14, (576, 1024), None, None, None, "image_to_video_576x1024", IMAGE, IMAGE),
 }
 
@@ -77,7 +79,7 @@ def test_a_recipe_is_what_the_paper_says(name):
     trained, frozen = split(config)
     unet = {path: x for path, x in (trained | frozen).items() if path.startswith("unet.")}
     assert (size(unet), size(trained)) == (total, trains)
-    if config.model.task != "image_to_video":
+    if config.model.text_encoder is not None:
         assert stage.drop == DropRates(context=0.15, concat=0.0, both=0.0)
 
 

@@ -25,4 +25,8 @@ def read(args: Sample, defaults: SamplingDefaults) -> Given:
     )
 
 
-PHOTOS = Reader(models=("image_to_video",), options=("photos", "fit", "motion_bucket", "noise_aug"), read=read)
+PHOTOS = Reader(
+    models=("image_to_video",),
+    options=("photos", "fit", "motion_bucket", "noise_aug", "windows", "overlap"),
+    read=read,
+)

@@ -49,5 +49,7 @@ def name_of(prompt: str) -> str:
 _PICTURE_OPTIONS = ("prompt", "prompts", "negative_prompt")
 PROMPTS_FOR_PICTURES = Reader(models=("text_to_image",), options=_PICTURE_OPTIONS, read=read)
 PROMPTS = Reader(
-    models=("text_to_video",), options=(*_PICTURE_OPTIONS, "temporal_prompt", "motion_bucket"), read=read
+    models=("text_to_video",),
+    options=(*_PICTURE_OPTIONS, "temporal_prompt", "motion_bucket", "windows", "overlap"),
+    read=read,
 )

@@ -1,26 +1,53 @@
 """What a task asks the user for on the command line."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from svdjax.models.svd import SamplingDefaults
 from svdjax.sampling.options import Sample
+from svdjax.typing import Int, UInt8, ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a user gave, one entry for each video.
+    """What a user gave, one entry for each file to write.
 
     Attributes:
-        inputs: of the task's ``request``.
+        inputs: of the task's ``request``, one entry for each video; several videos may make up a file.
         names: of the files, without suffix; some may be equal.
         notes: what to write into each file beside the settings.
+        pieces: how many videos make up each file, joined at the frame that neighbours share; empty where it is
+            one each.
+        before: frames to put before those that are made; empty for none.
+        rates: frames per second to play at; empty for those that the videos are conditioned on.
     """
 
     inputs: dict[str, Any]
     names: Sequence[str]
     notes: Sequence[dict[str, str]]
+    pieces: Sequence[int] = ()
+    before: Sequence[UInt8[ndarray, "n h w 3"]] = ()
+    rates: Sequence[float] = ()
+
+    def rows(self, copies: int) -> Int[ndarray, " n"]:
+        """Which entries of the inputs to sample, in order, for so many copies of each file."""
+        pieces = self.pieces or [1] * len(self.names)
+        of_files = np.split(np.arange(sum(pieces)), np.cumsum(pieces)[:-1])
+        return np.concatenate([np.tile(rows, copies) for rows in of_files])
+
+    def files(
+        self, videos: Iterator[UInt8[ndarray, "t h w 3"]], copies: int
+    ) -> Iterator[UInt8[ndarray, "frames h w 3"]]:
+        """The frames of each file, as soon as its videos are there."""
+        for index in range(len(self.names) * copies):
+            entry = index // copies
+            first, *rest = islice(videos, self.pieces[entry] if self.pieces else 1)
+            before = [self.before[entry]] if self.before else []
+            yield np.concatenate([*before, first, *(video[1:] for video in rest)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,151 @@
+"""Clips and pictures with known frames on the command line: what is asked of them, and what is written."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from svdjax.cli import main
+from svdjax.conversion.native import save_native
+from svdjax.data.decoding import decode_all, probe
+from svdjax.data.video import write_video
+from svdjax.errors import UserError
+from svdjax.models.svd import SVD, SamplingDefaults
+from svdjax.sampling.images import from_uint8
+from svdjax.sampling.inputs import READERS, Given
+from svdjax.sampling.options import Sample, overlap_of
+from tests.training.tiny import MODEL
+from tests.weights import random_model
+
+DEFAULTS = SamplingDefaults(frames=5, height=16, width=16, steps=1, guidance=(1.0, 1.0))
+FRAMES = np.random.default_rng(0).integers(0, 255, (7, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A clip of 7 frames at 6 fps, and two pictures."""
+    folder = tmp_path_factory.mktemp("given")
+    write_video(folder / "clip.gif", FRAMES, 6.25)
+    for name, frame in zip("ab", FRAMES, strict=False):
+        Image.fromarray(frame).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    unet = dataclasses.replace(MODEL.unet, in_channels=9)
+    config = dataclasses.replace(MODEL, unet=unet, task="known_frames", missing_frame=(8, 8, 4), defaults=DEFAULTS)
+    path = tmp_path_factory.mktemp("checkpoint") / "known.safetensors"
+    save_native(random_model(SVD, config), path)
+    return path
+
+
+def given(task, defaults=DEFAULTS, **options):
+    return READERS[task].read(Sample(**options), defaults)
+
+
+def shown(path):
+    return from_uint8(decode_all(path).frames)
+
+
+def command(*argv):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in argv])
+    return exit_.value.code
+
+
+def test_each_pair_of_a_clip_is_the_ends_of_a_video(folder):
+    clip = folder / "clip.gif"
+    found, frames = given("frame_interpolation", photos=(clip, clip)), shown(clip)
+    assert found.pieces == [6, 6] and found.rates == [pytest.approx(25.0)] * 2 and not found.before
+    video, known = found.inputs["video"], found.inputs["known"]
+    assert video.shape == (12, 5, 16, 16, 3)
+    np.testing.assert_array_equal(known, [[True, False, False, False, True]] * 12)
+    np.testing.assert_array_equal(video[:6, 0], frames[:-1])
+    np.testing.assert_array_equal(video[:6, 4], frames[1:])
+    np.testing.assert_allclose(found.inputs["fps"], 25.0)
+    fast = given("frame_interpolation", dataclasses.replace(DEFAULTS, frames=9), photos=(clip,))
+    assert fast.rates == [pytest.approx(50.0)]
+    np.testing.assert_allclose(fast.inputs["fps"], 30.0)
+
+
+def test_the_last_frames_of_a_clip_begin_the_video_that_goes_on(folder):
+    clip = folder / "clip.gif"
+    found, frames = given("video_prediction", photos=(clip,), overlap=2), shown(clip)
+    np.testing.assert_array_equal(found.inputs["known"], [[True, True, False, False, False]])
+    np.testing.assert_array_equal(found.inputs["video"][0, :2], frames[-2:])
+    np.testing.assert_array_equal(from_uint8(found.before[0]), frames[:-2])
+    slower = given("video_prediction", dataclasses.replace(DEFAULTS, fps=3.125), photos=(clip,), overlap=2)
+    np.testing.assert_array_equal(slower.inputs["video"][0, :2], frames[[4, 6]])
+    np.testing.assert_allclose(slower.inputs["fps"], 3.125)
+
+
+def test_pictures_lie_where_they_are_said_to(folder):
+    pictures = (folder / "a.png", folder / "b.png")
+    first_last = given("first_last", photos=pictures)
+    placed = given("known_frames", photos=pictures[::-1], at=(4, 0))
+    for found in (first_last, placed):
+        np.testing.assert_array_equal(found.inputs["known"], [[True, False, False, False, True]])
+        np.testing.assert_array_equal(found.inputs["video"][0, [0, 4]], from_uint8(FRAMES[:2]))
+    assert first_last.names == ["a-b"]
+
+
+def test_copies_of_files_are_made_of_neighbouring_videos():
+    found = Given(inputs={}, names=["x", "y"], notes=[{}, {}], pieces=[2, 1])
+    np.testing.assert_array_equal(found.rows(2), [0, 1, 0, 1, 2, 2])
+    videos = (np.full((3, 1, 1, 3), n, np.uint8) for n in range(6))
+    files = [frames[:, 0, 0, 0].tolist() for frames in found.files(videos, 2)]
+    assert files == [[0, 0, 0, 1, 1], [2, 2, 2, 3, 3], [4, 4, 4], [5, 5, 5]]
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "says"),
+    [
+        ("frame_interpolation", {}, "no clip: name a video file"),
+        ("frame_interpolation", {"photos": ("a.png",)}, "a.png: has a single frame"),
+        ("video_prediction", {"photos": ("a.png",), "overlap": 2}, "has 1 frames at 1 fps, to go on from 2"),
+        ("video_prediction", {"photos": ("clip.gif",), "overlap": 5}, "--overlap 5: of 5 frames"),
+        ("video_prediction", {"photos": ("none.mp4",)}, "does not exist"),
+        ("first_last", {"photos": ("a.png",)}, "1 pictures: give two"),
+        ("known_frames", {"photos": ("a.png",)}, "--at: 0 numbers for 1 pictures"),
+        (
+            "known_frames",
+            {"photos": ("a.png", "b.png"), "at": (1, 5)},
+            "--at 1 5: give different numbers",
+        ),
+    ],
+)
+def test_unusable_input_is_named(folder, task, options, says):
+    photos = tuple(folder / name for name in options.get("photos", ()))
+    with pytest.raises(UserError, match=says):
+        given(task, **{**options, "photos": photos})
+
+
+def test_a_window_shares_a_quarter_of_its_frames_unless_told():
+    assert [overlap_of(Sample(), frames) for frames in (2, 5, 14, 25)] == [1, 1, 3, 6]
+    assert overlap_of(Sample(overlap=4), 5) == 4
+
+
+def test_the_command_goes_on_with_a_clip_for_several_windows(checkpoint, folder, tmp_path, capsys):
+    argv = ("sample", folder / "clip.gif", "--checkpoint", checkpoint, "--out", tmp_path, "--format", "png")
+    assert command(*argv, "--task", "video_prediction", "--overlap", 2, "--windows", 2) == 0
+    (path,) = capsys.readouterr().out.split()
+    frames = sorted(Path(path).iterdir())
+    assert len(frames) == 7 + 2 * 3, "the clip, and three new frames from each window"
+    clip = decode_all(folder / "clip.gif").frames
+    for frame, file in zip(clip, frames, strict=False):
+        with Image.open(file) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), frame)
+    assert command(*argv) == 2
+    assert "--at: 0 numbers for 1 pictures" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_fills_a_clip_up_to_four_times_its_rate(checkpoint, folder, tmp_path, capsys):
+    argv = ("sample", folder / "clip.gif", "--checkpoint", checkpoint, "--out", tmp_path, "--per-device", 2)
+    assert command(*argv, "--task", "frame_interpolation") == 0
+    (path,) = capsys.readouterr().out.split()
+    assert len(decode_all(Path(path)).frames) == 6 * 4 + 1
+    assert probe(Path(path)).fps == pytest.approx(25.0)
