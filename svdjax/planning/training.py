@@ -126,6 +126,8 @@ def _clip(config: RunConfig, stage: Stage) -> dict[str, np.ndarray]:
         batch |= {"video": batch["video"][:, :1], "latents": np.zeros(shape, np.float32)}
     if sampling.captions:
         batch["caption"] = [""]
+    if sampling.views:
+        batch |= {"azimuths": np.zeros((1, frames), np.float32), "elevation": np.zeros(1, np.float32)}
     return stage.prepare(config.model, batch)
 
 

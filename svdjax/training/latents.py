@@ -15,9 +15,9 @@ from svdjax.training.vae_stage import encode_video
 
 @dataclass(frozen=True)
 class LatentSource:
-    """Clips with their latents; only the first frame of the pixels is kept.
+    """Clips with their latents; of the pixels only the frame is kept that conditions the clip.
 
-    The first frame stays because its noise augmentation happens before the encoder, anew in each step.
+    It stays because its noise augmentation happens before the encoder, anew in each step.
     """
 
     clips: Sequence[Item]
@@ -29,10 +29,13 @@ class LatentSource:
         return self.clips[index]
 
 
-def with_latents(vae: VAE, items: Iterable[Item], *, batch: int = 32) -> LatentSource:
+def with_latents(vae: VAE, items: Iterable[Item], *, picture: int = 0, batch: int = 32) -> LatentSource:
     """Encode every clip (mode of the posterior, not scaled).
 
     Memory: one frame of uint8 pixels and t latents of float32 per clip.
+
+    Args:
+        picture: index of the frame whose pixels are kept.
     """
     encode = jax.jit(lambda vae, video: encode_video(vae, to_unit(video)))
     encode = processes.compiled_together(encode, "encoder")
@@ -42,7 +45,7 @@ def with_latents(vae: VAE, items: Iterable[Item], *, batch: int = 32) -> LatentS
         padded = records + [records[-1]] * (batch - len(records))
         latents = gather(encode(vae, to_batch(padded)["video"]))
         clips += [
-            {**record, "video": record["video"][:1].copy(), "latents": latent}
+            {**record, "video": record["video"][picture][None].copy(), "latents": latent}
             for record, latent in zip(records, latents[: len(records)], strict=True)
         ]
     return LatentSource(clips)
