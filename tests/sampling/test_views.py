@@ -21,7 +21,13 @@ from tests.weights import random_model
 
 TINY = SVDConfig(
     unet=UNetConfig(
-        channels=(32,), num_res_blocks=1, attention=(False,), context_dim=8, vector_dim=20, norm_groups=4
+        channels=(32,),
+        num_res_blocks=1,
+        attention=(False,),
+        head_dim=32,
+        context_dim=8,
+        vector_dim=20,
+        norm_groups=4,
     ),
     vae=VAEConfig(channels=(8, 8), num_res_blocks=1, norm_groups=4, temporal_decoder=False),
     image_encoder=CLIPVisionConfig(
@@ -47,13 +53,13 @@ def cutout(tmp_path):
 
 
 def test_a_cut_out_object_is_centred_on_white_and_fills_its_share(cutout):
-    """Width decides in a square: 80 of 100 columns, so 40 of 100 rows."""
-    image = to_uint8(read_object(cutout, 100, 100, ratio=0.8))
+    """Width decides in a square: half of 80 columns, so a quarter of 80 rows."""
+    image = to_uint8(read_object(cutout, 80, 80, ratio=0.5))
     red = image[..., 1] < 128
     rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
-    assert (rows[0], rows[-1], columns[0], columns[-1]) == (30, 69, 10, 89)
+    assert (rows[0], rows[-1], columns[0], columns[-1]) == (30, 49, 20, 59)
     assert (image[~red][:, 0] > 250).all() and image[0, 0].tolist() == [255, 255, 255]
-    assert image[50, 50].tolist() == [255, 0, 0]
+    assert image[40, 40].tolist() == [255, 0, 0]
 
 
 def test_in_a_low_frame_the_height_decides(cutout):

@@ -29,7 +29,9 @@ DEFAULTS = SamplingDefaults(frames=3, height=8, width=8, noise_aug=1e-5, fps=9.0
 
 def config_of(kind):
     return SVDConfig(
-        unet=UNetConfig(channels=(32,), num_res_blocks=1, attention=(False,), context_dim=8, norm_groups=4),
+        unet=UNetConfig(
+            channels=(32,), num_res_blocks=1, attention=(False,), head_dim=32, context_dim=8, norm_groups=4
+        ),
         vae=VAEConfig(channels=(8, 8), num_res_blocks=1, norm_groups=4),
         image_encoder=CLIPVisionConfig(
             width=16, layers=1, heads=1, mlp_dim=16, patch_size=16, image_size=32, projection_dim=8
