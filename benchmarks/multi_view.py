@@ -2,7 +2,8 @@
 
 Command: python benchmarks/multi_view.py [--quick] [--seeds 0 1] [--steps N]   (needs `pip install -e ".[measure]"`)
 
-Trains `configs/demo_multi_view.py` from three starts with the same steps, clips and noise:
+Trains the decoder of `configs/demo_multi_view.py` once, and its UNet from three starts with the same steps, clips
+and noise.
 scratch: a random UNet. image: the demo's UNet with new temporal layers. video: the demo's UNet, trained on videos.
 Then asks each for orbits around solids that no training run draws, and compares views with the true ones, all but
 the one that was given. Prints one JSON object: PSNR in dB and SSIM of each start and seed; of the picture repeated
@@ -38,13 +39,12 @@ from svdjax.training.vae_stage import encode_video
 from svdjax.typing import UInt8, ndarray
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo_multi_view.py"
-WIDER = ("unet.vector_embed.linear1.kernel",)
 TEMPORAL = ("unet.*.temporal.*", "unet.*.frame_embed.*", "unet.*mix_factor")
 STARTS = MappingProxyType(
     {
         "scratch": Init(new=("unet.*",), dropped=("unet.*",)),
-        "image": Init(new=TEMPORAL, dropped=TEMPORAL, widened=WIDER),
-        "video": Init(widened=WIDER),
+        "image": Init(new=TEMPORAL, dropped=TEMPORAL),
+        "video": Init(),
     }
 )
 SEED = 2  # of the solids and of the noise; training draws its clips with the seeds 0 and 1
@@ -57,24 +57,34 @@ class Options:
 
     Attributes:
         folder: for data and runs; what is finished there is not trained again.
-        seeds: of training. steps: of each training, if not the configuration's. samples: solids to go around.
+        seeds: of training. samples: solids to go around.
+        steps, decoder_steps: of each UNet and of the decoder, if not the configuration's.
         quick: a few steps and solids, to see everything work.
     """
 
     folder: Path = Path("runs/multi_view")
     seeds: tuple[int, ...] = (0,)
     steps: int | None = None
+    decoder_steps: int | None = None
     samples: int = 48
     quick: bool = False
 
 
-def config_of(start: str, options: Options, seed: int) -> RunConfig:
-    """The demo's configuration from one of the starts."""
+def config_of(options: Options) -> RunConfig:
+    """The demo's configuration, with the steps that are asked for."""
     config, folder = load_config([str(CONFIG)], default=CONFIG), options.folder
     data = dataclasses.replace(config.data, train=folder / "train", validation=folder / "validation")
-    unet = dataclasses.replace(config.unet, steps=options.steps or config.unet.steps, checkpoint_every=0)
-    out = folder / f"{start}_{unet.steps}_{seed}"
-    return dataclasses.replace(config, out=out, seed=seed, data=data, unet=unet, init=STARTS[start])
+    decoder = dataclasses.replace(config.decoder, steps=options.decoder_steps or config.decoder.steps)
+    unet = dataclasses.replace(config.unet, steps=options.steps or config.unet.steps)
+    return dataclasses.replace(config, data=data, decoder=decoder, unet=unet)
+
+
+def trained(config: RunConfig) -> Path:
+    """The model of a run, trained unless it is there."""
+    finished = config.out / "model.safetensors"
+    if not finished.exists() and isinstance(run(config), Stopped):
+        raise KeyboardInterrupt
+    return finished
 
 
 def orbits(count: int) -> dict[str, Any]:
@@ -115,21 +125,24 @@ def multi_view(options: Options) -> dict[str, Any]:
     """Train and measure."""
     keep_compiled()  # the three trainings are one program
     if options.quick:
-        options = dataclasses.replace(options, steps=40, samples=AT_ONCE)
-    batch = orbits(options.samples)
+        options = dataclasses.replace(options, steps=40, decoder_steps=20, samples=AT_ONCE)
+    config, batch = config_of(options), orbits(options.samples)
     true = batch["video"]
-    found: dict[str, Any] = {"picture": scores(np.broadcast_to(true[:, :1], true.shape), true)}
+    decoder = trained(
+        dataclasses.replace(config, out=options.folder / f"decoder_{config.decoder.steps}", unet=None)
+    )
+    found: dict[str, Any] = {
+        "picture": scores(np.broadcast_to(true[:, :1], true.shape), true),
+        "autoencoder": scores(reconstructed(load_model(decoder, dtype=np.float32), true), true),
+    }
     for seed in options.seeds:
-        for start in STARTS:
-            finished = run(config_of(start, options, seed))
-            if isinstance(finished, Stopped):
-                raise KeyboardInterrupt
-            model = load_model(finished, dtype=np.float32)
-            if "autoencoder" not in found:
-                found["autoencoder"] = scores(reconstructed(model, true), true)
+        for start, init in STARTS.items():
+            out = options.folder / f"{start}_{config.unet.steps}_{seed}"
+            ours = {"out": out, "seed": seed, "init_from": str(decoder), "init": init, "decoder": None}
+            model = load_model(trained(dataclasses.replace(config, **ours)), dtype=np.float32)
             found.setdefault(start, {})[f"seed {seed}"] = scores(views(model, batch), true)
             print(json.dumps(found), file=sys.stderr, flush=True)
-    return {"samples": options.samples, "steps": config_of("video", options, 0).unet.steps, **found}
+    return {"samples": options.samples, "steps": config.unet.steps, **found}
 
 
 if __name__ == "__main__":

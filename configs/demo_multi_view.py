@@ -18,6 +18,7 @@ from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage, DropRates, LogNormal
 from svdjax.training.optim import OptimConfig
 from svdjax.training.transfer import Init
+from svdjax.training.vae_stage import DecoderStage
 
 
 def model() -> SVDConfig:
@@ -48,6 +49,15 @@ def config() -> RunConfig:
             in_memory=True,
             world=World(orbit_share=1.0),
             sampling=ClipSampling(views=True),
+        ),
+        # The demo's autoencoder has seen no white ground; with the encoder kept, its latents still mean the same.
+        decoder=DecoderStage(
+            steps=300,
+            batch=2,
+            validate_every=100,
+            checkpoint_every=100,
+            optim=OptimConfig(rate=1e-3, b2=0.99, warmup=20, final=0.05, weight_decay=0.0),
+            ema_decay=0.98,
         ),
         unet=DiffusionStage(
             steps=1000,
