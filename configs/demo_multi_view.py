@@ -44,8 +44,8 @@ def config() -> RunConfig:
         data=DataConfig(
             train=Path("data/solids/train"),
             validation=Path("data/solids/validation"),
-            sprites=2048,
-            sprites_validation=64,
+            sprites=1024,
+            sprites_validation=32,
             in_memory=True,
             world=World(orbit_share=1.0),
             sampling=ClipSampling(views=True),
