@@ -33,6 +33,19 @@ def open_picture(picture: Path | bytes, *, name: str = "") -> Image.Image:
         return _flatten(ImageOps.exif_transpose(file))
 
 
+def open_cutout(path: Path) -> Image.Image | None:
+    """A picture whose background is transparent, turned upright, as RGBA; None where no pixel is transparent.
+
+    Raises:
+        UserError: the file is missing or is not a picture.
+    """
+    with _opened(path, "") as file:
+        if not file.has_transparency_data:
+            return None
+        image = ImageOps.exif_transpose(file).convert("RGBA")
+    return image if image.getchannel("A").getextrema()[0] < 255 else None
+
+
 def decode_picture(picture: Video, *, size: tuple[int, int] | None = None, name: str = "") -> Frames:
     """A picture as a video of one frame.
 

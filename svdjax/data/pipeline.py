@@ -18,7 +18,7 @@ from svdjax.data.drawing import Group, Order
 from svdjax.data.measuring import BadClips
 from svdjax.data.motion import MotionBuckets
 from svdjax.data.records import ClipRecord
-from svdjax.data.sampling import ClipSampling, cut_clip
+from svdjax.data.sampling import ClipSampling, cut_clip, views_of
 from svdjax.data.sources import ClipSource, InMemory, Mixture
 from svdjax.errors import UserError
 from svdjax.typing import Array, Float, UInt8
@@ -54,7 +54,8 @@ def clip_batches(
     """Batches of ``{"video": uint8 [b t h w 3], "fps": float32 [b], "motion_bucket": float32 [b]}``.
 
     ``fps`` is the true frame rate of each clip, ``motion_bucket`` is 1..255 on the source's map. With
-    ``sampling.captions`` also ``caption``, a list of b strings, "" where a clip has none. ``replaced``, int32 [b],
+    ``sampling.captions`` also ``caption``, a list of b strings, "" where a clip has none; with ``sampling.views``
+    ``azimuths`` float32 [b t] and ``elevation`` float32 [b], in degrees. ``replaced``, int32 [b],
     counts the videos that could not be used for a row: one that cannot be decoded or is too short is logged by
     name, and another one takes its place. Where the source has pictures, ``image_only``, bool [b], marks them: each
     fills all frames of its row, and its ``fps`` is drawn from those of ``sampling``.
@@ -238,13 +239,15 @@ def _item(
     sampling: ClipSampling, buckets: MotionBuckets, mark: bool, record: ClipRecord, rng: np.random.Generator
 ) -> Item:
     """What `clip_batches` says of a row; ``mark`` is whether to say if it is a picture."""
-    video, fps = cut_clip(record, sampling, rng)
+    video, fps, times = cut_clip(record, sampling, rng)
     bucket = buckets.bucket(record.annotations["motion_score"])
     item = {"video": video, "fps": np.float32(fps), "motion_bucket": np.float32(bucket)}
     if mark:
         item["image_only"] = np.bool_(record.is_picture)
     if sampling.captions:
         item["caption"] = record.annotations.get("caption", "")
+    if sampling.views:
+        item |= views_of(record, times)
     return item
 
 

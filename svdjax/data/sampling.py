@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from svdjax.data.decoding import decode, sample_times
+from svdjax.data.decoding import decode, on_show, sample_times
 from svdjax.data.pictures import decode_picture
 from svdjax.data.records import GEOMETRY, ClipRecord
 from svdjax.errors import UserError
@@ -29,6 +29,7 @@ class ClipSampling:
             A batch has one shape.
         flip: mirror half of the clips left to right. Captions that name a side then lie.
         captions: whether clips carry ``caption``.
+        views: whether clips carry where the camera stood (see `views_of`), for orbits around an object.
     """
 
     frames: int = 8
@@ -37,6 +38,7 @@ class ClipSampling:
     buckets: tuple[Shape, ...] = ()
     flip: bool = False
     captions: bool = False
+    views: bool = False
 
     def __post_init__(self) -> None:
         for frames, *size in self.shapes:
@@ -46,6 +48,8 @@ class ClipSampling:
                 )
         if self.captions and self.flip:
             raise UserError("mirrored clips contradict captions that name a side: turn off flip or captions")
+        if self.views and self.flip:
+            raise UserError("mirrored orbits turn the other way than their azimuths: turn off flip or views")
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -90,28 +94,53 @@ class ClipSampling:
 
 def cut_clip(
     record: ClipRecord, sampling: ClipSampling, rng: np.random.Generator
-) -> tuple[UInt8[ndarray, "t h w 3"], float]:
-    """A random clip of a video, and its frame rate; of a picture, the picture in every frame.
+) -> tuple[UInt8[ndarray, "t h w 3"], float, Float[ndarray, " t"]]:
+    """A random clip of a video, its frame rate, and the times of its frames in the video, in seconds.
+
+    Of a picture, the picture in every frame.
 
     Raises:
         UserError: the video cannot be read, or is too short or too slow for the frames and rates asked for.
     """
-    video, fps = (_repeated if record.is_picture else _cut)(record, sampling, rng)
-    return (video[:, :, ::-1] if sampling.flip and rng.random() < 0.5 else video), fps
+    video, fps, times = (_repeated if record.is_picture else _cut)(record, sampling, rng)
+    return (video[:, :, ::-1] if sampling.flip and rng.random() < 0.5 else video), fps, times
+
+
+def views_of(record: ClipRecord, times: Float[ndarray, " t"]) -> dict[str, ndarray]:
+    """Where the camera stood, from annotations as `sprites.Truth` has them of orbits.
+
+    Args:
+        record: its ``azimuths`` hold one number for each frame of the video.
+        times: of the frames that are shown, in seconds.
+
+    Returns:
+        ``azimuths`` float32 [t] and ``elevation`` float32 [], in degrees.
+
+    Raises:
+        UserError: the annotations do not say.
+    """
+    notes = record.annotations
+    azimuths, elevation = notes.get("azimuths"), notes.get("elevation")
+    if azimuths is None or elevation is None:
+        raise UserError(
+            f"{notes['name']} is no orbit: its annotations lack azimuths or elevation: add them, or turn off views"
+        )
+    shown = on_show(np.arange(len(azimuths)) / notes["fps"], times)
+    return {"azimuths": np.array(azimuths, np.float32)[shown], "elevation": np.float32(elevation)}
 
 
 def _repeated(
     record: ClipRecord, sampling: ClipSampling, rng: np.random.Generator
-) -> tuple[UInt8[ndarray, "t h w 3"], float]:
+) -> tuple[UInt8[ndarray, "t h w 3"], float, Float[ndarray, " t"]]:
     """A picture in every frame, at any of the rates, which so does not tell pictures from videos."""
     frames, *size = sampling.shape_of(record.annotations)
     picture = decode_picture(record.video, size=(size[0], size[1]), name=record.annotations["name"])
-    return np.repeat(picture.frames, frames, axis=0), float(rng.uniform(*sampling.fps))
+    return np.repeat(picture.frames, frames, axis=0), float(rng.uniform(*sampling.fps)), np.zeros(frames)
 
 
 def _cut(
     record: ClipRecord, sampling: ClipSampling, rng: np.random.Generator
-) -> tuple[UInt8[ndarray, "t h w 3"], float]:
+) -> tuple[UInt8[ndarray, "t h w 3"], float, Float[ndarray, " t"]]:
     notes = record.annotations
     name, native, seconds = notes["name"], notes["fps"], notes["seconds"]
     frames, *size = sampling.shape_of(notes)
@@ -124,4 +153,5 @@ def _cut(
         )
     fps = float(rng.uniform(lowest, highest))
     start = float(rng.uniform(0, max(0.0, last - (frames - 1) / fps)))
-    return decode(record.video, sample_times(start, fps, frames), size=(size[0], size[1]), name=name), fps
+    times = sample_times(start, fps, frames)
+    return decode(record.video, times, size=(size[0], size[1]), name=name), fps, times

@@ -11,6 +11,7 @@ from rich.table import Table
 from svdjax.errors import UserError
 from svdjax.models.params import flat_params
 from svdjax.planning.plan import Plan, make_plan
+from svdjax.tasks import task_of
 from svdjax.training.config import RunConfig
 from svdjax.training.flops import TrainingFlops, clip_shapes, stage_flops
 from svdjax.training.optim import make_optimizer
@@ -122,9 +123,12 @@ def _clip(config: RunConfig, stage: Stage) -> dict[str, np.ndarray]:
     }
     if getattr(stage, "cache_latents", False):
         shape = (1, frames, height // vae.factor, width // vae.factor, vae.latent_channels)
-        batch |= {"video": batch["video"][:, :1], "latents": np.zeros(shape, np.float32)}
+        kept = frames if task_of(config.model).picture is None else 1
+        batch |= {"video": batch["video"][:, :kept], "latents": np.zeros(shape, np.float32)}
     if sampling.captions:
         batch["caption"] = [""]
+    if sampling.views:
+        batch |= {"azimuths": np.zeros((1, frames), np.float32), "elevation": np.zeros(1, np.float32)}
     return stage.prepare(config.model, batch)
 
 

@@ -27,6 +27,9 @@ class Sample:
         photos: pictures to animate, or clips for the tasks that go on from some or fill in between their frames.
         prompt: a text to make a video or a picture of. prompts: a file with one such text a line.
         negative_prompt: what to move away from. temporal_prompt: what the temporal layers are told instead.
+        elevation: degrees of the camera above the object, one number or one for each view; 10 if left out.
+        azimuths: degrees of the camera around the object, rising to that of the picture; equal steps if left out.
+        image_frame_ratio: how much of the frame an object on a transparent background takes.
         task: what to ask the checkpoint for; its own task if left out.
         checkpoint: a diffusers folder, a .safetensors or .ckpt file, an svdjax checkpoint, or a Hub repo id.
         lora: LoRA files to merge into the UNet, each FILE or FILE:SCALE; several add up.
@@ -61,6 +64,9 @@ class Sample:
     prompts: Path | None = None
     negative_prompt: str | None = None
     temporal_prompt: str | None = None
+    elevation: tuple[float, ...] = ()
+    azimuths: tuple[float, ...] = ()
+    image_frame_ratio: float = 0.917
     task: str | None = None
     checkpoint: str = str(DEMO_CHECKPOINT)
     lora: tuple[str, ...] = ()

@@ -7,12 +7,18 @@ from svdjax.models.svd import SVDConfig
 from svdjax.tasks.conditioning import Conditioning, DropRates, drop, embed_scalars, network_of
 from svdjax.tasks.image_to_video import ImageRequest, ImageToVideo
 from svdjax.tasks.known_frames import PATTERNS, KnownFrames, KnownFramesRequest
+from svdjax.tasks.multi_view import MultiView, ViewsRequest
 from svdjax.tasks.task import Task
 from svdjax.tasks.text_to_video import TextRequest, TextToVideo
 
 # By the name in a model's configuration. An image model is a video model of one frame.
 TASKS = MappingProxyType(
-    {"image_to_video": ImageToVideo, "text_to_video": TextToVideo, "text_to_image": TextToVideo}
+    {
+        "image_to_video": ImageToVideo,
+        "text_to_video": TextToVideo,
+        "text_to_image": TextToVideo,
+        "multi_view": MultiView,
+    }
     | dict.fromkeys(PATTERNS, KnownFrames)
 )
 
@@ -36,9 +42,11 @@ __all__ = [
     "ImageToVideo",
     "KnownFrames",
     "KnownFramesRequest",
+    "MultiView",
     "Task",
     "TextRequest",
     "TextToVideo",
+    "ViewsRequest",
     "drop",
     "embed_scalars",
     "network_of",

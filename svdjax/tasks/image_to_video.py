@@ -52,9 +52,16 @@ class ImageRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageToVideo:
-    """The image-to-video task of one model configuration."""
+    """The image-to-video task of one model configuration.
+
+    Attributes:
+        picture: index of the frame that a training clip is asked by.
+        noise_aug: levels of the noise on that picture in training.
+    """
 
     config: SVDConfig
+    picture: int = 0
+    noise_aug: LogNormal = NOISE_AUG
 
     def request(self, defaults: SamplingDefaults, *, images: Float[ndarray, "b h w 3"]) -> ImageRequest:
         """Ask for videos that begin with pictures.
@@ -81,7 +88,7 @@ class ImageToVideo:
 
     def inputs_from_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """``images``: the first frames."""
-        return {"images": batch["video"][:, 0]}
+        return {"images": batch["video"][:, self.picture]}
 
     def complete(self, request: ImageRequest, keys: Key[Array, " b"]) -> ImageRequest:
         """Add the noise on the picture."""
@@ -175,7 +182,7 @@ class ImageToVideo:
             keys: randomness of each video's noise and of its level.
         """
         level_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        image = batch["video"][:, 0] if "video" in batch else None
+        image = batch["video"][:, self.picture] if "video" in batch else None
         scalars = {name: batch[name] for name in ("fps", "motion_bucket")}
         known = {"image": image, "embedding": batch.get("image_embedding"), **scalars}
         if "cond_latents" in batch:
@@ -187,7 +194,7 @@ class ImageToVideo:
             return ImageRequest(**known, latent=latent, noise_aug=noise_aug)
         return ImageRequest(
             **known,
-            noise_aug=jax.vmap(lambda key: NOISE_AUG.sample(key, ()))(level_keys),
+            noise_aug=jax.vmap(lambda key: self.noise_aug.sample(key, ()))(level_keys),
             noise=jax.vmap(lambda key: jax.random.normal(key, image.shape[1:], image.dtype))(noise_keys),
         )
 
@@ -202,7 +209,7 @@ class ImageToVideo:
         """
         embedding = self._embedding(model, self.request_from_batch(batch, keys))
         if not draws:
-            return {"image_embedding": embedding, "video": batch["video"][:, :1]}
+            return {"image_embedding": embedding, "video": batch["video"][:, self.picture][:, None]}
 
         def draw(number: Int[Array, ""]) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, " b"]]:
             request = self.request_from_batch(batch, jax.vmap(lambda key: jax.random.fold_in(key, number))(keys))

@@ -94,6 +94,7 @@ class KnownFrames:
     """The task of one model configuration, whose name says which frames training shows (see `PATTERNS`)."""
 
     config: SVDConfig
+    picture: None = None  # any frame may be a known one
 
     def __post_init__(self) -> None:
         """

@@ -15,9 +15,14 @@ class Task(Protocol):
     A request is a pytree whose arrays have the batch first. In training `prepare` (on the host) and
     `request_from_batch` (on the devices) make it of clips; in sampling `request` (on the host) and `complete` (on
     the devices) make it of what a user gives. From there on both go the same way, through `condition`.
+
+    Attributes:
+        picture: index of the frame of a training clip that its request shows, None if it may be any; where latents
+            are kept, it is the one whose pixels stay.
     """
 
     config: SVDConfig
+    picture: int | None
 
     def request(self, defaults: SamplingDefaults, **inputs: Any) -> Any:
         """On the host: the request of a user for videos of one size, all but what `complete` draws.

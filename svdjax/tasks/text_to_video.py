@@ -44,6 +44,7 @@ class TextToVideo:
     """The text-conditioned task of one model configuration."""
 
     config: SVDConfig
+    picture: int = 0  # of which nothing is read
 
     def request(
         self,

@@ -129,8 +129,7 @@ class DiffusionStage(Stage):
             return super().batches(model, clips, seed=seed, rows=rows)
         if clips.config.sampling.buckets or clips.config.also:
             raise UserError("--unet.cache-latents: takes clips of one shape and source: use svdjax precompute")
-        pixels = None if model.config.missing_frame else 1  # any frame may be a known one
-        source = with_latents(model.vae, clips.fixed_train(), pixels=pixels)
+        source = with_latents(model.vae, clips.fixed_train(), picture=task_of(model.config).picture)
         return batches(source, batch_size=self.batch, seed=seed, rows=rows)
 
 

@@ -15,7 +15,10 @@ from svdjax.training.vae_stage import encode_video
 
 @dataclass(frozen=True)
 class LatentSource:
-    """Clips with their latents, and the pixels of as many first frames as conditioning reads."""
+    """Clips with their latents; of the pixels only those are kept that condition the clip.
+
+    They stay because their noise augmentation may happen before the encoder, anew in each step.
+    """
 
     clips: Sequence[Item]
 
@@ -26,18 +29,18 @@ class LatentSource:
         return self.clips[index]
 
 
-def with_latents(vae: VAE, items: Iterable[Item], *, pixels: int | None = 1, batch: int = 32) -> LatentSource:
+def with_latents(vae: VAE, items: Iterable[Item], *, picture: int | None = 0, batch: int = 32) -> LatentSource:
     """Encode every clip (mode of the posterior, not scaled).
 
-    Memory: t latents of float32 per clip, and the uint8 pixels.
+    Memory: one frame of uint8 pixels, or all, and t latents of float32 per clip.
 
     Args:
         vae: the autoencoder.
         items: the clips.
-        pixels: frames whose pixels are kept; None for all. The first one is needed where its noise augmentation
-            happens before the encoder, anew in each step.
+        picture: index of the frame whose pixels are kept; None for all.
         batch: clips to encode at once.
     """
+    kept = slice(None) if picture is None else [picture]
     encode = jax.jit(lambda vae, video: encode_video(vae, to_unit(video)))
     encode = processes.compiled_together(encode, "encoder")
     clips: list[Item] = []
@@ -46,7 +49,7 @@ def with_latents(vae: VAE, items: Iterable[Item], *, pixels: int | None = 1, bat
         padded = records + [records[-1]] * (batch - len(records))
         latents = gather(encode(vae, to_batch(padded)["video"]))
         clips += [
-            {**record, "video": record["video"][:pixels].copy(), "latents": latent}
+            {**record, "video": record["video"][kept].copy(), "latents": latent}
             for record, latent in zip(records, latents[: len(records)], strict=True)
         ]
     return LatentSource(clips)

@@ -180,7 +180,7 @@ class _Encoder:
         batch = self.task.prepare(to_batch([*items, *[items[-1]] * missing]))
         made = self._encode(self._model, place_whole({**batch, "row": rows}, self._mesh))
         made = {name: self._stored(name, gather(value)) for name, value in made.items()}
-        scalars = {"fps", "motion_bucket", "image_only"} & set(items[0])
+        scalars = {"fps", "motion_bucket", "image_only", "azimuths", "elevation"} & set(items[0])
         return [
             {name: value[i] for name, value in made.items()} | {name: np.asarray(item[name]) for name in scalars}
             for i, item in enumerate(items)
@@ -196,7 +196,7 @@ def _encode(model: SVD, batch: Batch, *, task: Task, seed: int, draws: int) -> d
     video = to_unit(batch["video"])
     made = task.encoded(model, {**batch, "video": video}, row_keys(jax.random.key(seed), batch["row"]), draws)
     if "video" in made:  # as bytes again
-        made["video"] = batch["video"][:, : made["video"].shape[1]]
+        made["video"] = jnp.round((made["video"] + 1) * 127.5).astype(jnp.uint8)
     return {**made, "latents": _frame_by_frame(model, video)}
 
 

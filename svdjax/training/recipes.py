@@ -82,6 +82,29 @@ def finetuned_model() -> SVDConfig:
     return _memory_saving(SVDConfig.svd())
 
 
+def multi_view_model() -> SVDConfig:
+    """SVD-XT as released, told the elevation too: 21 views of 576x576, around objects (SVD-MV, which never was).
+
+    The paper does not say how elevation is embedded; here as wide as the other scalars.
+    """
+    xt = SVDConfig.svd_xt()
+    scalars = (*xt.scalars, ("elevation", 256))
+    unet = dataclasses.replace(xt.unet, vector_dim=sum(width for _, width in scalars))
+    defaults = dataclasses.replace(xt.defaults, frames=21, width=576)
+    return _memory_saving(dataclasses.replace(xt, unet=unet, task="multi_view", scalars=scalars, defaults=defaults))
+
+
+def sv3d_model() -> SVDConfig:
+    """SV3D_p."""
+    return _memory_saving(SVDConfig.sv3d_p())
+
+
+def orbits(frames: int, height: int, width: int) -> DataConfig:
+    """Orbits around objects, whole: shards whose annotations say where the camera stood (docs/multi_view.md)."""
+    data = clips(frames, height, width)
+    return dataclasses.replace(data, sampling=dataclasses.replace(data.sampling, views=True))
+
+
 def _memory_saving(model: SVDConfig) -> SVDConfig:
     """Activations are recomputed in the backward pass, as in the released configurations."""
     return dataclasses.replace(model, unet=dataclasses.replace(model.unet, remat=BLOCKS))

@@ -13,7 +13,7 @@ import pytest
 
 from svdjax.data.decoding import decode_all
 from svdjax.data.motion import MotionBuckets
-from svdjax.data.pipeline import batches, clip_batches, fixed_clips, stream, to_unit
+from svdjax.data.pipeline import batches, clip_batches, fixed_clip, fixed_clips, stream, to_unit
 from svdjax.data.records import ClipRecord, write_sprites
 from svdjax.data.sampling import ClipSampling
 from svdjax.data.sources import FolderSource, Mixture, ShardSource, geometry_of
@@ -346,3 +346,37 @@ def test_real_clips():
     sampling = ClipSampling(frames=8, fps=(5.0, 10.0), size=(64, 96))
     seen = take(clip_batches(source, sampling, batch_size=len(source), seed=0), 3)
     assert all(batch["video"].std((1, 2, 3, 4)).min() > 5 for batch in seen)
+
+
+@pytest.fixture(scope="module")
+def solids(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("solids") / "set"
+    world = World(height=16, width=16, frames=6, orbit_share=1.0, elevation=(-5.0, 30.0))
+    write_sprites(world, directory, seed=0, count=4, shards=1)
+    return ShardSource(directory)
+
+
+def test_orbits_carry_where_the_camera_stood(solids):
+    """Of each frame that is shown, also where a part is cut out, at half the rate."""
+    whole = ClipSampling(frames=6, size=(16, 16), views=True)
+    batch = clip_batches(solids, whole, batch_size=4, seed=0)[0]
+    assert (batch["azimuths"].shape, batch["elevation"].shape) == ((4, 6), (4,))
+    assert batch["azimuths"].dtype == batch["elevation"].dtype == np.float32
+    elevations = sorted(float(batch["elevation"][row]) for row in range(4))
+    assert elevations == pytest.approx(sorted(solids[i].annotations["elevation"] for i in range(4)))
+    part = ClipSampling(frames=2, fps=(3.5, 3.5), size=(16, 16), views=True)
+    for index in range(4):
+        frames, azimuths = decode_all(solids[index].video).frames, solids[index].annotations["azimuths"]
+        (item,) = [item for i, item in enumerate(fixed_clips(solids, part)) if i == index]
+        for shown, azimuth in zip(item["video"], item["azimuths"], strict=True):
+            place = int(np.argmin(np.abs(np.array(azimuths) - azimuth)))
+            assert azimuths[place] == pytest.approx(azimuth, abs=1e-4)
+            np.testing.assert_array_equal(shown, frames[place])
+        assert (item["azimuths"][1] - item["azimuths"][0]) % 360 == pytest.approx(120, abs=1e-3)
+
+
+def test_clips_that_are_no_orbits_have_no_views(sprites):
+    with pytest.raises(UserError, match="is no orbit: its annotations lack azimuths or elevation"):
+        fixed_clip(sprites, ClipSampling(frames=6, size=(16, 16), views=True), 0)
+    with pytest.raises(UserError, match="mirrored orbits turn the other way"):
+        ClipSampling(views=True, flip=True)

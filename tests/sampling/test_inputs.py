@@ -89,7 +89,8 @@ def test_every_task_of_a_model_can_be_asked_for():
     "given, task, says",
     [
         ({"task": "image_to_vido"}, "image_to_video", "--task image_to_vido: cannot be sampled; choose from"),
-        ({}, "multi_view", "--task multi_view: cannot be sampled"),
+        ({}, "frame_dropping", "--task frame_dropping: cannot be sampled"),
+        ({"azimuths": (0.0, 90.0)}, "image_to_video", "--azimuths: means nothing to image_to_video"),
         ({"task": "text_to_video"}, "image_to_video", "a checkpoint for image_to_video, not for text_to_video"),
         ({"prompt": "a hill"}, "image_to_video", "--prompt: means nothing to image_to_video, which reads photos"),
         (

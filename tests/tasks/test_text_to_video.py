@@ -143,5 +143,5 @@ def test_an_image_model_has_no_scalars(model, batch):
 def test_tasks_are_found_by_name():
     for name in ("image_to_video", "text_to_video", "text_to_image"):
         assert isinstance(task_of(dataclasses.replace(TINY, task=name)), Task)
-    with pytest.raises(UserError, match="no task multi_view"):
-        task_of(dataclasses.replace(TINY, task="multi_view"))
+    with pytest.raises(UserError, match="no task frame_dropping"):
+        task_of(dataclasses.replace(TINY, task="frame_dropping"))

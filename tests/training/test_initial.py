@@ -186,6 +186,17 @@ def test_finetuning_starts_as_the_released_model(released):
     assert_all_loaded(random_model(SVD, tiny(SVDConfig.svd()), seed=2), model)
 
 
+def test_multi_view_starts_as_the_video_model_whatever_the_elevation(released):
+    """The inputs that fps, motion bucket and noise_aug have are kept, those of elevation are zero."""
+    old = flat_params(random_model(SVD, tiny(SVDConfig.svd()), seed=2))
+    start, _, _ = start_of(tiny_recipe("multi_view", released))
+    wide = "unet.vector_embed.linear1.kernel"
+    assert start.new == () and start.loaded.keys() == old.keys()
+    assert all(np.array_equal(start.loaded[path], old[path]) for path in old if path != wide)
+    np.testing.assert_array_equal(start.loaded[wide][:24], old[wide])
+    assert start.loaded[wide].shape[0] == 32 and not start.loaded[wide][24:].any()
+
+
 def test_scalars_are_matched_by_name():
     old = replace(SVDConfig.svd(), scalars=(("motion_bucket", 1), ("fps", 2)))
     new = replace(SVDConfig.svd(), scalars=(("fps", 2), ("noise_aug", 1), ("motion_bucket", 1)))

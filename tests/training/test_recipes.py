@@ -33,6 +33,7 @@ from tests.weights import random_model, random_start
 CONFIGS = Path(__file__).parents[2] / "configs"
 TEMPORAL = 656_076_838
 SD21, TEXT, IMAGE, BETWEEN = 865_910_724, 1_524_283_882, 1_524_623_082, 1_524_298_282
+VIEWS, SV3D = IMAGE + 256 * 1280, 1_525_278_442  # with 256 more inputs of the scalars' MLP
 MISSING_FRAME = 72 * 128 * 4
 
 # svd.md's tables: frames, size, steps, batch, rate, sigma, and parameters of the UNet and of what trains.
@@ -48,6 +49,8 @@ STAGE_TABLE = {
     "svd_xt": (25, (576, 1024), 50_000, 768, 3e-5, "image_to_video_576x1024", IMAGE, IMAGE),
     "frame_interpolation": (5, (576, 1024), 10_000, 256, 1e-4, "interpolation", BETWEEN, BETWEEN + MISSING_FRAME),
     "finetune_svd": (14, (576, 1024), None, None, None, "image_to_video_576x1024", IMAGE, IMAGE),
+    "multi_view": (21, (576, 576), 12_000, 16, 1e-5, "image_to_video_576x1024", VIEWS, VIEWS),
+    "sv3d": (21, (576, 576), 50_000, 64, None, "image_to_video_576x1024", SV3D, SV3D),
 }
 
 
@@ -79,7 +82,7 @@ def test_a_recipe_is_what_the_paper_says(name):
     trained, frozen = split(config)
     unet = {path: x for path, x in (trained | frozen).items() if path.startswith("unet.")}
     assert (size(unet), size(trained)) == (total, trains)
-    if config.model.text_encoder is not None:
+    if sampling.captions:
         assert stage.drop == DropRates(context=0.15, concat=0.0, both=0.0)
 
 
@@ -95,6 +98,8 @@ def test_the_loss_of_a_recipe_can_be_traced_at_full_size(name):
     }
     if sampling.captions:
         batch["tokens"] = shape((2, 77), jnp.int32)
+    if sampling.views:
+        batch |= {"azimuths": shape((2, sampling.frames), jnp.float32), "elevation": shape((2,), jnp.float32)}
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss, metrics = jax.eval_shape(make_loss(config.unet, shapes_of(config.model)), *split(config), batch, key)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)

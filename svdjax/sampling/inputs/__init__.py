@@ -8,11 +8,12 @@ from svdjax.sampling.inputs.known_frames import BEGINNINGS, ENDS, PAIRS, PLACED
 from svdjax.sampling.inputs.photos import PHOTOS
 from svdjax.sampling.inputs.prompts import PROMPTS, PROMPTS_FOR_PICTURES
 from svdjax.sampling.inputs.reader import Given, Reader
+from svdjax.sampling.inputs.views import VIEWS
 from svdjax.sampling.options import Sample
 
 # By the name that ``--task`` takes.
 READERS = MappingProxyType(
-    {"image_to_video": PHOTOS, "text_to_video": PROMPTS, "text_to_image": PROMPTS_FOR_PICTURES}
+    {"image_to_video": PHOTOS, "text_to_video": PROMPTS, "text_to_image": PROMPTS_FOR_PICTURES, "multi_view": VIEWS}
     | {"frame_interpolation": PAIRS, "first_last": ENDS, "video_prediction": BEGINNINGS, "known_frames": PLACED}
 )
 
