@@ -193,9 +193,12 @@ def _roofline(compiled: jax.stages.Compiled, hlo: str | None) -> float:
 
 def _out_of_memory(error: Exception) -> str:
     """The compiler's sentence about the memory, out of pages."""
-    found = re.search(r"[Uu]sed [\d.]+\w of [\d.]+\w hbm", str(error))
-    if found:
-        return f"does not fit ({found[0].lower()})"
+    used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+    temporaries = re.search(r"HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
+    if used:
+        return f"does not fit (used {used[1]} of {used[2]})"
+    if temporaries:
+        return f"does not fit (temporaries alone {temporaries[1]} of {temporaries[2]})"
     return f"does not compile ({next(iter(str(error).splitlines()), '')[:300]})"
 
 
