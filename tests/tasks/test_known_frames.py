@@ -69,7 +69,7 @@ def test_known_frames_bring_their_latents_and_the_others_the_learned_one(task, m
     video = clips()
     concat = condition(request_for(task, video, **SILENT)).concat
     assert concat.shape == (2, T, 8, 8, 5)
-    latents = model.vae.encode(video).mode() * TINY.vae.scaling_factor
+    latents = model.vae.encode(jnp.asarray(video)).mode() * TINY.vae.scaling_factor
     known = np.array([[1, 0, 0, 0, 1], [0, 1, 1, 0, 0]], bool)
     np.testing.assert_allclose(concat[known][..., :4], latents[known], atol=1e-5)
     np.testing.assert_array_equal(concat[~known][..., :4], np.broadcast_to(model.missing_frame[...], (6, 8, 8, 4)))
@@ -90,7 +90,7 @@ def test_the_tokens_are_of_the_first_and_the_last_known_frame(task, model, condi
     video = clips()
     context = condition(request_for(task, video)).context
     seen = np.stack([video[0, 0], video[0, 4], video[1, 1], video[1, 2]])
-    want = model.image_encoder(preprocess(seen, size=32)).reshape(2, 2, 8)
+    want = model.image_encoder(preprocess(jnp.asarray(seen), size=32)).reshape(2, 2, 8)
     np.testing.assert_allclose(context, want, atol=2e-5)
 
 
@@ -146,7 +146,7 @@ def test_odd_sizes_are_padded_for_the_vae_and_z_m_is_resized(task, model, condit
     video = clips(size=(14, 21))
     concat = condition(request_for(task, video, **SILENT)).concat
     assert concat.shape == (2, T, 7, 11, 5)
-    padded = pad_to_multiple(video, FACTOR)
+    padded = jnp.asarray(pad_to_multiple(video, FACTOR))
     want = model.vae.encode(padded[:1, 0]).mode() * TINY.vae.scaling_factor
     np.testing.assert_allclose(concat[:1, 0, ..., :4], want, atol=1e-5)
     resized = jax.image.resize(model.missing_frame[...], (7, 11, 4), "linear")
