@@ -18,6 +18,13 @@ import jax
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="module")
+def memory():
+    """Give back what a file's tests compiled: the programs of all files together take 10 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Run the test in float64."""
