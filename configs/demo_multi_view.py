@@ -2,7 +2,7 @@
 
 Command:   python train.py configs/demo_multi_view.py
 Sample:    svdjax sample solid.png --checkpoint runs/demo_multi_view/model.safetensors --elevation 10
-Expected:  see docs/multi_view.md, which `python benchmarks/multi_view.py` measures.
+Expected:  `python benchmarks/multi_view.py` measures it beside other starts; see docs/multi_view.md.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def config() -> RunConfig:
             world=World(orbit_share=1.0),
             sampling=ClipSampling(views=True),
         ),
-        # The demo's autoencoder has seen no white ground; with the encoder kept, its latents still mean the same.
+        # The demo's autoencoder has seen no white ground (16 dB); with the encoder kept, latents mean the same.
         decoder=DecoderStage(
             steps=300,
             batch=2,
