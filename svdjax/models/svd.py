@@ -73,6 +73,11 @@ class SVDConfig:
         """Height and width must be multiples of this: the VAE's factor times the UNet's (64 for SVD)."""
         return self.vae.factor * 2 ** (len(self.unet.channels) - 1)
 
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Rows, columns and channels of the latent of a picture, padded to multiples of :attr:`size_multiple`."""
+        rows, columns = (side + -side % self.size_multiple for side in (height, width))
+        return rows // self.vae.factor, columns // self.vae.factor, self.vae.latent_channels
+
     @classmethod
     def svd(cls) -> "SVDConfig":
         """Image to video, 14 frames of 576x1024 (SVD)."""

@@ -6,7 +6,7 @@ Times are estimates and marked so.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -36,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     if options.sampling:
         settings = Settings(defaults=config.model.defaults, per_device=options.videos, chunk=options.chunk)
-        return _report(plan_sampling(config.model, settings, devices[0], options.topology), options.json)
+        plans = plan_sampling(config.model, settings, devices[0], options.topology)
+        return _report(plans, options.json, console)
     stage, mesh = _stage(config, options.stage), make_mesh(config.mesh, devices)
     if options.shardings:
         console.print(shardings(config, stage, mesh))
@@ -44,15 +45,18 @@ def main(argv: Sequence[str]) -> int:
     if options.largest:
         console.print(f"largest batch that fits: {largest_batch(config, stage, mesh, options.topology)}")
         return 0
-    return _report([plan_training(config, stage, mesh, options.topology)], options.json)
+    return _report([plan_training(config, stage, mesh, options.topology)], options.json, console)
 
 
-def _report(plans: Sequence[Plan], file: Path | None) -> int:
+def _report(plans: Iterable[Plan], file: Path | None, console: Console) -> int:
+    """Print each plan when it is made, for the next one may take long."""
+    made = []
     for each in plans:
-        Console().print(table(each))
+        console.print(table(each))
+        made.append(each.to_dict())
     if file:
         with finished(file, overwrite=True) as partial:
-            partial.write_text(json.dumps([each.to_dict() for each in plans], indent=1))
+            partial.write_text(json.dumps(made, indent=1))
     return 0
 
 

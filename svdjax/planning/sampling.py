@@ -1,7 +1,7 @@
 """Plans of sampling: its three programs on one chip, which holds the whole model. Several chips change nothing:
 each works on videos of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,12 @@ from svdjax.models.params import abstract, cast_floating
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.planning.plan import Plan, make_plan
 from svdjax.sampling.pipeline import Pipeline, Settings
-from svdjax.training.flops import sampling_flops
+from svdjax.training.flops import example_request, sampling_flops
 from svdjax.typing import Array, PyTree
 
 
-def plan_sampling(config: SVDConfig, settings: Settings, device: jax.Device, topology: str) -> list[Plan]:
-    """Compile conditioning, sampling and decoding of ``settings.per_device`` videos, in bfloat16.
+def plan_sampling(config: SVDConfig, settings: Settings, device: jax.Device, topology: str) -> Iterator[Plan]:
+    """Compile conditioning, sampling and decoding of ``settings.per_device`` videos, in bfloat16, one by one.
 
     Args:
         config: the model's sizes. settings: how to sample.
@@ -35,9 +35,9 @@ def plan_sampling(config: SVDConfig, settings: Settings, device: jax.Device, top
     graph, state = nnx.split(model)
     weights = _on(jax.eval_shape(lambda state: cast_floating(state, jnp.bfloat16), state), whole)
     pipeline, flops = Pipeline(model, settings), sampling_flops(config, settings)
-    videos, defaults = settings.per_device, settings.defaults
-    images = np.zeros((videos, defaults.height, defaults.width, 3), np.float32)
-    request, numbers = pipeline.request(images=images), np.zeros(videos, np.int32)
+    videos = settings.per_device
+    asked = _flat(example_request(pipeline, videos), whole)
+    numbers = _flat(np.zeros(videos, np.int32), whole)
 
     def plan(stage: Callable[..., Any], *inputs: _Flat, turns: int = 1) -> tuple[Plan, _Flat]:
         """A stage's plan, and the shapes of its results."""
@@ -65,11 +65,12 @@ def plan_sampling(config: SVDConfig, settings: Settings, device: jax.Device, top
             results = _on(jax.eval_shape(call, weights, shapes), whole)
         return made, _Flat(results, trees[-1])
 
-    asked, number = _flat(request, whole), _flat(numbers, whole)
-    condition, cond = plan(pipeline.condition, asked, number)
-    sample, latents = plan(pipeline.sample, cond, asked, number, turns=defaults.steps)
+    condition, cond = plan(pipeline.condition, asked, numbers)
+    yield condition
+    sample, latents = plan(pipeline.sample, cond, asked, numbers, turns=settings.defaults.steps)
+    yield sample
     decode, _ = plan(pipeline.decode, latents)
-    return [condition, sample, decode]
+    yield decode
 
 
 @dataclass(frozen=True)

@@ -257,11 +257,8 @@ class Pipeline:
 
     def _latent_shape(self) -> tuple[int, ...]:
         """Frames, rows, columns and channels of the latents of one video."""
-        defaults, vae, multiple = self.settings.defaults, self._config.vae, self._config.size_multiple
-        rows, columns = (
-            -(-side // multiple) * multiple // vae.factor for side in (defaults.height, defaults.width)
-        )
-        return defaults.frames, rows, columns, vae.latent_channels
+        defaults = self.settings.defaults
+        return defaults.frames, *self._config.latent_shape(defaults.height, defaults.width)
 
     def decode(self, model: SVD, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 3"]:
         """Third stage: scaled latents to frames in about [-1, 1]."""

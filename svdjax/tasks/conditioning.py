@@ -1,8 +1,9 @@
 """What the UNet is conditioned on, how conditions are left out in training, and how the UNet receives them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from einops import repeat
 from svdjax.errors import UserError
 from svdjax.models.layers import sinusoidal_embedding
 from svdjax.models.params import cast_floating
-from svdjax.models.svd import Scalars
+from svdjax.models.svd import SamplingDefaults, Scalars
 from svdjax.models.unet import UNet, Watch
 from svdjax.typing import Array, Bool, Float, Key, ndarray
 
@@ -113,6 +114,26 @@ def embed_scalars(
     return jnp.concatenate(
         [sinusoidal_embedding(per_frame(values[name]), width) for name, width in scalars], axis=-1
     )
+
+
+def same_for_all(defaults: SamplingDefaults, names: Iterable[str], videos: int) -> dict[str, Float[ndarray, " b"]]:
+    """On the host: the scalars of a request that every video takes from the defaults."""
+    return {name: np.full(videos, getattr(defaults, name), np.float32) for name in names}
+
+
+def without_captions(batch: Mapping[str, Any], encoded: Iterable[str]) -> dict[str, Any]:
+    """On the host: a batch for a task that reads no captions.
+
+    Args:
+        batch: of clips, or of what is kept of them.
+        encoded: what the encoders would make of the pixels, all that is needed in their place.
+
+    Raises:
+        UserError: the batch has neither.
+    """
+    if "video" not in batch and (missing := sorted(set(encoded) - set(batch))):
+        raise UserError(f"a batch without pixels lacks {', '.join(missing)}: compute the cache with them")
+    return {name: value for name, value in batch.items() if name != "caption"}
 
 
 def pad_to_multiple(images: Float[ndarray, "*n h w c"], multiple: int) -> Float[ndarray, "*n h2 w2 c"]:

@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import repeat
 
 from svdjax.diffusion.noise import LogNormal
 from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
-from svdjax.tasks.conditioning import Conditioning, embed_scalars, pad_to_multiple
+from svdjax.tasks.conditioning import Conditioning, embed_scalars, pad_to_multiple, same_for_all, without_captions
 from svdjax.typing import AnyArray, Array, Float, Int, Key, ndarray
 
 # Noise on the conditioning picture during training: ln(sigma) ~ N(-3, 0.5^2) (paper, appendix D).
@@ -80,8 +79,7 @@ class ImageToVideo:
                 f"pictures of {images.shape[1]}x{images.shape[2]} pixels for videos of {defaults.height}x"
                 f"{defaults.width}: read them in the size of the videos"
             )
-        names = ("fps", "motion_bucket", "noise_aug")
-        scalars = {name: np.full(len(images), getattr(defaults, name), np.float32) for name in names}
+        scalars = same_for_all(defaults, ("fps", "motion_bucket", "noise_aug"), len(images))
         padded = pad_to_multiple(images, self.config.size_multiple)
         unpadded = None if padded.shape == images.shape else images
         return ImageRequest(image=padded, unpadded=unpadded, **scalars)
@@ -114,10 +112,7 @@ class ImageToVideo:
         Raises:
             UserError: the batch has neither pixels nor all that the encoders would make of them.
         """
-        needed = {"latents", "image_embedding", "cond_latents", "cond_noise_aug"}
-        if "video" not in batch and (missing := sorted(needed - set(batch))):
-            raise UserError(f"a batch without pixels lacks {', '.join(missing)}: compute the cache with them")
-        return {name: value for name, value in batch.items() if name != "caption"}
+        return without_captions(batch, ("latents", "image_embedding", "cond_latents", "cond_noise_aug"))
 
     def condition(self, model: SVD, request: ImageRequest, frames: int) -> Conditioning:
         """Turn a request into conditioning (paper, appendix D; the same for training and sampling).

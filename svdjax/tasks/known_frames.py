@@ -11,16 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
-from svdjax.diffusion.noise import LogNormal
 from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
-from svdjax.tasks.conditioning import Conditioning, embed_scalars
+from svdjax.tasks.conditioning import Conditioning, embed_scalars, same_for_all, without_captions
+from svdjax.tasks.image_to_video import NOISE_AUG
 from svdjax.typing import AnyArray, Array, Bool, Float, Key, ndarray
-
-# Noise on the known frames' latents during training. The paper says that it is there, not how much of it there is:
-# this is what the image-to-video models have on the picture.
-NOISE_AUG = LogNormal(mean=-3.0, std=0.5)
 
 # Which of ``frames`` frames a training clip shows, drawn with a key.
 Pattern = Callable[[Key[Array, ""], int], Bool[Array, " t"]]
@@ -135,8 +131,7 @@ class KnownFrames:
             raise UserError(f"frames of {found} (frames, height, width) for videos of {needed}: make them the same")
         if not known.any(axis=1).all():
             raise UserError("a video of which no frame is given: give one at least")
-        names = ("fps", "motion_bucket", "noise_aug")
-        scalars = {name: np.full(len(video), getattr(defaults, name), np.float32) for name in names}
+        scalars = same_for_all(defaults, ("fps", "motion_bucket", "noise_aug"), len(video))
         scalars |= {} if fps is None else {"fps": fps.astype(np.float32)}
         return KnownFramesRequest(known=known, video=video, **scalars)
 
@@ -149,9 +144,8 @@ class KnownFrames:
     def complete(self, request: KnownFramesRequest, keys: Key[Array, " b"]) -> KnownFramesRequest:
         """Add the noise on the latents."""
         if request.latents is None:
-            _, frames, *sides, _ = request.video.shape
-            rows, columns = (_padded(side, self.config.size_multiple) // self.config.vae.factor for side in sides)
-            shape = (frames, rows, columns, self.config.vae.latent_channels)
+            _, frames, height, width, _ = request.video.shape
+            shape = (frames, *self.config.latent_shape(height, width))
         else:
             shape = request.latents.shape[1:]
         return dataclasses.replace(request, noise=jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
@@ -175,10 +169,7 @@ class KnownFrames:
         Raises:
             UserError: the batch has neither pixels nor all that the encoders would make of them.
         """
-        needed = {"latents", "frame_embedding"}
-        if "video" not in batch and (missing := sorted(needed - set(batch))):
-            raise UserError(f"a batch without pixels lacks {', '.join(missing)}: compute the cache with them")
-        return {name: value for name, value in batch.items() if name != "caption"}
+        return without_captions(batch, ("latents", "frame_embedding"))
 
     def request_from_batch(self, batch: Mapping[str, Array], keys: Key[Array, " b"]) -> KnownFramesRequest:
         """The request that a training clip answers: some of its frames, with noise of a random level.
@@ -195,6 +186,7 @@ class KnownFrames:
             video=batch.get("video"),
             fps=batch["fps"],
             motion_bucket=batch["motion_bucket"],
+            # The paper says that these latents are noised, not how much: as the picture of image to video.
             noise_aug=jax.vmap(lambda key: NOISE_AUG.sample(key, ()))(level_keys),
             latents=batch.get("latents"),
             embeddings=batch.get("frame_embedding"),
@@ -241,8 +233,7 @@ class KnownFrames:
         """Of every frame, as the noisy latents are: multiplied by the scaling factor."""
         latents = request.latents
         if latents is None:
-            multiple = self.config.size_multiple
-            more = [(0, _padded(side, multiple) - side) for side in request.video.shape[2:4]]
+            more = [(0, -side % self.config.size_multiple) for side in request.video.shape[2:4]]
             video = jnp.pad(request.video, [(0, 0), (0, 0), *more, (0, 0)], mode="edge")
             latents = model.vae.encode(video.astype(model.vae.encoder.conv_in.kernel[...].dtype)).mode()
         return latents.astype(jnp.float32) * self.config.vae.scaling_factor
@@ -270,10 +261,6 @@ class KnownFrames:
         nothing = jnp.broadcast_to(_missing(model, shape), shape).astype(cond.concat.dtype)
         none = jnp.zeros((*shape[:2], 1, 1, 1), bool)
         return dataclasses.replace(cond, context=jnp.zeros_like(cond.context), concat=_with_mask(nothing, none))
-
-
-def _padded(side: int, multiple: int) -> int:
-    return -(-side // multiple) * multiple
 
 
 def _missing(model: SVD, shape: tuple[int, ...]) -> Float[Array, "h w c"]:

@@ -7,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.tokenizer import tokenize
-from svdjax.tasks.conditioning import Conditioning, embed_scalars
+from svdjax.tasks.conditioning import Conditioning, embed_scalars, same_for_all
 from svdjax.typing import AnyArray, Array, Float, Int, Key, ndarray
 
 
@@ -75,7 +74,7 @@ class TextToVideo:
             tokens=self._tokens(prompts),
             temporal_tokens=tokens(temporal_prompt),
             negative_tokens=tokens(negative_prompt),
-            **{name: np.full(len(prompts), getattr(defaults, name), np.float32) for name, _ in self.config.scalars},
+            **same_for_all(defaults, dict(self.config.scalars), len(prompts)),
         )
 
     def inputs_from_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:

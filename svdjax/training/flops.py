@@ -44,6 +44,15 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for kind, peak in PEAKS.items() if device_kind.startswith(kind)), None)
 
 
+def example_request(pipeline: Pipeline, videos: int) -> PyTree:
+    """A request that a black clip without a caption would answer, whatever the task: for its shapes."""
+    defaults = pipeline.settings.defaults
+    shape = (videos, defaults.frames, defaults.height, defaults.width, 3)
+    clips = {"video": np.zeros(shape, np.float32), "caption": [""] * videos}
+    poses = {"elevation": np.zeros(videos, np.float32), "azimuths": np.zeros(shape[:2], np.float32)}
+    return pipeline.request(**pipeline.task.inputs_from_batch(clips | poses))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlops:
     """FLOPs of the loss and its gradient.
@@ -122,7 +131,7 @@ def clip_shapes(batch: Mapping[str, object], clips: int = 1) -> dict[str, jax.Sh
 
 
 def sampling_flops(config: SVDConfig, settings: Settings | None = None) -> dict[str, int]:
-    """FLOPs of animating one picture: of ``condition``, of ``sample`` (all steps, both branches) and of ``decode``.
+    """FLOPs of one video: of ``condition``, of ``sample`` (all steps, both branches) and of ``decode``.
 
     Args:
         config: the model's sizes.
@@ -141,9 +150,7 @@ def sampling_flops(config: SVDConfig, settings: Settings | None = None) -> dict[
     def decode(state: PyTree, request: PyTree, video: PyTree) -> PyTree:
         return pipeline.decode(nnx.merge(graph, state), sample(state, request, video))
 
-    defaults = settings.defaults
-    request = pipeline.request(images=np.zeros((1, defaults.height, defaults.width, 3), np.float32))
-    video = np.zeros(1, np.int32)
+    request, video = example_request(pipeline, 1), np.zeros(1, np.int32)
     first, second, third = (count(stage, state, request, video) for stage in (condition, sample, decode))
     return {"condition": first, "sample": second - first, "decode": third - second}
 

@@ -104,7 +104,7 @@ def test_a_step_compiles_for_a_slice_that_is_not_there(tmp_path):
 def test_sampling_compiles_for_one_chip_that_holds_the_whole_model(tmp_path):
     (device,) = topology_devices("v5e:1")
     settings = Settings(defaults=dataclasses.replace(MODEL.defaults, steps=3))
-    plans = plan_sampling(MODEL, settings, device, "v5e:1")
+    plans = list(plan_sampling(MODEL, settings, device, "v5e:1"))
     assert [each.name for each in plans] == ["condition", "sample", "decode"]
     flops = sampling_flops(MODEL, settings)
     assert {each.name: each.flops for each in plans} == flops and all(flops.values())
