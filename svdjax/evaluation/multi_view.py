@@ -1,7 +1,7 @@
 """Generated views against the true ones, as on GSO (arXiv 2311.15127, section 4.5): CLIP similarity.
 
-`reconstruction` has the protocol's PSNR and SSIM. It is: 50 objects of Google Scanned Objects, 21 views of each, 576x576 pixels; every metric is taken
-of a generated view and its true one, and averaged over views and objects.
+The paper's protocol: 50 objects of Google Scanned Objects, 21 views of each, 576x576 pixels; every metric, also
+`reconstruction.psnr` and `ssim`, is taken of a generated view and its true one, and averaged over all of them.
 """
 
 from collections.abc import Callable

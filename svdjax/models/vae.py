@@ -134,7 +134,17 @@ class Downsample(nnx.Module):
         return self.conv(x)
 
 
-Block = Callable[..., ResBlock | VideoResBlock]
+class ImageBlock(nnx.Module):
+    """A video block without its temporal half, so that the two kinds of decoder call alike what they share."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int, rngs: nnx.Rngs) -> None:
+        self.spatial = ResBlock(in_channels, out_channels, groups=groups, eps=NORM_EPS, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
+        return self.spatial(images)
+
+
+Block = Callable[..., ResBlock | VideoResBlock | ImageBlock]
 
 
 class Mid(nnx.Module):
@@ -222,7 +232,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs) -> None:
         widths = config.channels[::-1]
         last = len(widths) - 1
-        block = _video_block if config.temporal_decoder else functools.partial(ResBlock, eps=NORM_EPS)
+        block = _video_block if config.temporal_decoder else ImageBlock
         self.remat = config.remat
         self.conv_in = conv3x3(config.latent_channels, widths[0], rngs=rngs)
         self.mid = Mid(widths[0], block, groups=config.norm_groups, rngs=rngs)
