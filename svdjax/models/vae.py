@@ -253,7 +253,7 @@ class Decoder(nnx.Module):
         self.norm_out = GroupNorm(widths[-1], groups=config.norm_groups, eps=NORM_EPS, rngs=rngs)
         self.conv_out = conv3x3(widths[-1], 3, rngs=rngs)
         if config.temporal_decoder:
-            self.time_conv = TemporalConv(3, 3, rngs=rngs)
+            self.time_conv = TemporalConv(3, 3, identity=True, rngs=rngs)
 
     def layers(self) -> list[Callable[[Array], Array]]:
         """The layers in the order of execution.
@@ -298,7 +298,7 @@ def each_frame(layer: Callable[[Array], Array], x: Float[Array, "b t ..."]) -> F
 
 
 def _video_block(in_channels: int, out_channels: int, *, groups: int, rngs: nnx.Rngs) -> VideoResBlock:
-    # Temporal part zero at first and alpha one half: a new decoder starts near the image decoder.
+    # Temporal part zero at first: so a new decoder starts as the image decoder, whatever the blend.
     return VideoResBlock(
         in_channels,
         out_channels,
