@@ -20,9 +20,9 @@ from svdjax.cli import guard
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.sprites import CAMERAS, World, draw_clips
 from svdjax.evaluation.camera import global_motion
-from svdjax.sampling.command import DEMO_CHECKPOINT
 from svdjax.sampling.images import from_uint8
 from svdjax.sampling.loras import apply_loras
+from svdjax.sampling.options import DEMO_CHECKPOINT
 from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.training import RunConfig, load_config, run
 

@@ -28,7 +28,7 @@ from svdjax.cli import guard
 from svdjax.compilation import keep_compiled
 from svdjax.conversion.source import load_model
 from svdjax.data.sprites import World, draw_clips
-from svdjax.evaluation.multi_view import psnr, ssim
+from svdjax.evaluation.reconstruction import psnr, ssim
 from svdjax.models.svd import SVD
 from svdjax.sampling.images import from_uint8, to_uint8
 from svdjax.sampling.pipeline import Pipeline, Settings

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from svdjax.conversion.source import open_checkpoint
 from svdjax.data.sprites import CAMERAS, World
-from svdjax.sampling.command import DEMO_CHECKPOINT
+from svdjax.sampling.options import DEMO_CHECKPOINT
 from svdjax.training import RunConfig
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DropRates, LogNormal

@@ -15,6 +15,7 @@ from svdjax.errors import UserError
 from svdjax.models.vae import VAEConfig
 
 Format = Literal["sgm", "diffusers"]
+Part = Literal["encoder", "image decoder", "temporal decoder"]
 
 
 def vae_table(config: VAEConfig, format: Format) -> list[Entry]:
@@ -41,11 +42,11 @@ def quant_table(config: VAEConfig) -> list[Entry]:
 def encoder_table(config: VAEConfig, format: Format) -> list[Entry]:
     """The encoder; paths and keys both start with ``encoder.``."""
     last = len(config.channels) - 1
-    table = _ends("encoder", format) + _mid("encoder", format, temporal=False)
+    table = _ends("encoder", format) + _mid("encoder", format, "encoder")
     for i, changes in enumerate(_width_changes(config.channels)):
         ours = f"encoder.down.{i}"
         theirs = ours if format == "sgm" else f"encoder.down_blocks.{i}"
-        table += _level(ours, theirs, format, config.num_res_blocks, changes, temporal=False)
+        table += _level(ours, theirs, format, "encoder", config.num_res_blocks, changes)
         if i < last:
             resample = "downsample" if format == "sgm" else "downsamplers.0"
             table += conv2d(f"{ours}.downsample.conv", f"{theirs}.{resample}.conv")
@@ -64,8 +65,9 @@ def decoder_table(config: VAEConfig, format: Format) -> list[Entry]:
             f"num_res_blocks = {config.num_res_blocks}: diffusers' temporal decoder only works with 2; "
             "use the sgm format"
         )
+    part: Part = "temporal decoder" if temporal else "image decoder"
     last = len(config.channels) - 1
-    table = _ends("decoder", format) + _mid("decoder", format, temporal=temporal)
+    table = _ends("decoder", format) + _mid("decoder", format, part)
     if temporal:
         name = "conv_out.time_mix_conv" if format == "sgm" else "time_conv_out"
         table += conv3d("decoder.time_conv", f"decoder.{name}")
@@ -73,7 +75,7 @@ def decoder_table(config: VAEConfig, format: Format) -> list[Entry]:
         ours = f"decoder.up.{i}"
         # sgm numbers the levels by resolution, we and diffusers by the order of execution
         theirs = f"decoder.up.{last - i}" if format == "sgm" else f"decoder.up_blocks.{i}"
-        table += _level(ours, theirs, format, config.num_res_blocks + 1, changes, temporal=temporal)
+        table += _level(ours, theirs, format, part, config.num_res_blocks + 1, changes)
         if i < last:
             resample = "upsample" if format == "sgm" else "upsamplers.0"
             table += conv2d(f"{ours}.upsample.conv", f"{theirs}.{resample}.conv")
@@ -94,12 +96,12 @@ def _ends(part: str, format: Format) -> list[Entry]:
     )
 
 
-def _mid(part: str, format: Format, *, temporal: bool) -> list[Entry]:
-    theirs = f"{part}.mid" if format == "sgm" else f"{part}.mid_block"
-    table = _attention(f"{part}.mid.attn", theirs, format)
+def _mid(name: str, format: Format, part: Part) -> list[Entry]:
+    theirs = f"{name}.mid" if format == "sgm" else f"{name}.mid_block"
+    table = _attention(f"{name}.mid.attn", theirs, format)
     for i in range(2):
         block = f"{theirs}.block_{i + 1}" if format == "sgm" else f"{theirs}.resnets.{i}"
-        table += _block(f"{part}.mid.res.{i}", block, format, shortcut=False, temporal=temporal)
+        table += _block(f"{name}.mid.res.{i}", block, format, part, shortcut=False)
     return table
 
 
@@ -119,18 +121,20 @@ def _attention(ours: str, mid: str, format: Format) -> list[Entry]:
     return table
 
 
-def _level(ours: str, theirs: str, format: Format, blocks: int, changes: bool, *, temporal: bool) -> list[Entry]:
+def _level(ours: str, theirs: str, format: Format, part: Part, blocks: int, changes: bool) -> list[Entry]:
     name = "block" if format == "sgm" else "resnets"
     table = []
     for j in range(blocks):
         shortcut = changes and j == 0
-        table += _block(f"{ours}.res.{j}", f"{theirs}.{name}.{j}", format, shortcut=shortcut, temporal=temporal)
+        table += _block(f"{ours}.res.{j}", f"{theirs}.{name}.{j}", format, part, shortcut=shortcut)
     return table
 
 
-def _block(ours: str, theirs: str, format: Format, *, shortcut: bool, temporal: bool) -> list[Entry]:
-    if not temporal:
+def _block(ours: str, theirs: str, format: Format, part: Part, *, shortcut: bool) -> list[Entry]:
+    if part == "encoder":
         return _spatial(ours, theirs, format, shortcut)
+    if part == "image decoder":
+        return _spatial(f"{ours}.spatial", theirs, format, shortcut)
     if format == "sgm":
         spatial, time, mixer = theirs, f"{theirs}.time_stack", f"{theirs}.mix_factor"
         names = ("in_layers.0", "in_layers.2", "out_layers.0", "out_layers.3")

@@ -106,12 +106,23 @@ def conv3x3(
 class TemporalConv(nnx.Module):
     """A convolution over three frames, zero-padded at both ends; kernel ``(3, 1, 1, in, out)``.
 
-    A new one sees only its own frame, so that a network trained on single frames starts well on whole videos.
+    A new one sees only its own frame, so that a network trained on single frames starts well on whole videos; with
+    ``identity`` it gives that frame as it is.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, zero_init: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        zero_init: bool = False,
+        identity: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
         own_frame = init(rngs.params(), (1, 1, 1, in_channels, out_channels), jnp.float32)
+        if identity:
+            own_frame = jnp.eye(in_channels, out_channels)[None, None, None]
         self.kernel = nnx.Param(jnp.pad(own_frame, ((1, 1), *[(0, 0)] * 4)))
         self.bias = nnx.Param(jnp.zeros((out_channels,)))
 

@@ -134,7 +134,17 @@ class Downsample(nnx.Module):
         return self.conv(x)
 
 
-Block = Callable[..., ResBlock | VideoResBlock]
+class ImageBlock(nnx.Module):
+    """A video block without its temporal half, so that the two kinds of decoder call alike what they share."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int, rngs: nnx.Rngs) -> None:
+        self.spatial = ResBlock(in_channels, out_channels, groups=groups, eps=NORM_EPS, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
+        return self.spatial(images)
+
+
+Block = Callable[..., ResBlock | VideoResBlock | ImageBlock]
 
 
 class Mid(nnx.Module):
@@ -222,7 +232,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs) -> None:
         widths = config.channels[::-1]
         last = len(widths) - 1
-        block = _video_block if config.temporal_decoder else functools.partial(ResBlock, eps=NORM_EPS)
+        block = _video_block if config.temporal_decoder else ImageBlock
         self.remat = config.remat
         self.conv_in = conv3x3(config.latent_channels, widths[0], rngs=rngs)
         self.mid = Mid(widths[0], block, groups=config.norm_groups, rngs=rngs)
@@ -243,7 +253,7 @@ class Decoder(nnx.Module):
         self.norm_out = GroupNorm(widths[-1], groups=config.norm_groups, eps=NORM_EPS, rngs=rngs)
         self.conv_out = conv3x3(widths[-1], 3, rngs=rngs)
         if config.temporal_decoder:
-            self.time_conv = TemporalConv(3, 3, rngs=rngs)
+            self.time_conv = TemporalConv(3, 3, identity=True, rngs=rngs)
 
     def layers(self) -> list[Callable[[Array], Array]]:
         """The layers in the order of execution.
@@ -288,7 +298,7 @@ def each_frame(layer: Callable[[Array], Array], x: Float[Array, "b t ..."]) -> F
 
 
 def _video_block(in_channels: int, out_channels: int, *, groups: int, rngs: nnx.Rngs) -> VideoResBlock:
-    # Temporal part zero at first and alpha one half: a new decoder starts near the image decoder.
+    # Temporal part zero at first: so a new decoder starts as the image decoder, whatever the blend.
     return VideoResBlock(
         in_channels,
         out_channels,

@@ -23,7 +23,7 @@ from svdjax.training.transfer import Init, Shapes, Transfer, resolve, widen
 # The text tower is as the checkpoint has it: some files lack its last block, or its projection.
 CHANGEABLE = {
     "unet": {"in_channels", "vector_dim", "temporal", "norm_eps", "remat"},
-    "vae": {"scaling_factor", "remat"},
+    "vae": {"scaling_factor", "remat", "temporal_decoder"},
     "image_encoder": set(),
     "text_encoder": {"last_block", "projection_dim"},
 }

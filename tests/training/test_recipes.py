@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from svdjax.training.config import load_config
 from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.initial import initial
 from svdjax.training.step import make_loss
+from svdjax.training.transfer import resolve
 from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import MODEL, tiny_run
 from tests.weights import random_model, random_start
@@ -122,6 +124,35 @@ def test_the_text_demo_trains_unet_and_text_tower_on_the_shipped_autoencoder():
     shipped = load_model(config.init_from, dtype=np.float32)
     kernel = shipped.vae.decoder.conv_in.kernel[...]
     np.testing.assert_array_equal(start.loaded["vae.decoder.conv_in.kernel"], kernel)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_configuration_can_be_read(path):
+    stages = load_config([str(path)], default=path).stages()
+    assert stages and all(stage.steps > 0 for stage in stages)
+
+
+def test_the_temporal_decoder_starts_from_the_published_image_decoder():
+    """All is loaded but the temporal layers, and decoder and discriminator train, on whole clips at full size."""
+    config = recipe("temporal_decoder")
+    stage, sampling = config.decoder, config.data.sampling
+    vae = dataclasses.replace(config.model.vae, temporal_decoder=False)
+    theirs, ours = (
+        {path: tuple(x.shape) for path, x in flat_params(shapes_of(model)).items()}
+        for model in (dataclasses.replace(config.model, vae=vae), config.model)
+    )
+    new = resolve(config.init, ours, theirs, what="the image decoder").new
+    assert sum(math.prod(ours[path]) for path in new) == 14_089_004  # svd.md's temporal part
+    flat = flat_params(stage.shapes(config.model))
+    trained = {path: x for path, x in flat.items() if stage.trains(path)}
+    frozen = {path: x for path, x in flat.items() if path not in trained}
+    assert size({path: x for path, x in trained.items() if path.startswith("vae.")}) == 63_579_183
+    assert {path.split(".")[0] for path in trained} == {"vae", "discriminator"}
+    batch = {"video": jax.ShapeDtypeStruct((2, sampling.frames, *sampling.size, 3), jnp.uint8)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    loss, metrics = jax.eval_shape(make_loss(stage, stage.shapes(config.model)), trained, frozen, batch, key)
+    assert (loss.shape, loss.dtype) == ((), jnp.float32)
+    assert set(metrics) == {"psnr", "adversarial", "discriminator"}
 
 
 def test_impossible_settings_are_refused():
