@@ -237,9 +237,10 @@ class UNet(nnx.Module):
         """
         watch = watch or (lambda name, x: None)
         emb = self._embedding(x, c_noise, vector)
-        res = partial(call, recompute="residual" in self.config.remat, emb=emb, image_only=image_only)
-        tokens = {"context": context, "temporal_context": temporal_context}
-        attn = partial(call, recompute="transformer" in self.config.remat, **tokens, image_only=image_only)
+        remat = self.config.remat
+        run = partial(call, offload="offload" in remat, image_only=image_only)
+        res = partial(run, recompute="residual" in remat, emb=emb)
+        attn = partial(run, recompute="transformer" in remat, context=context, temporal_context=temporal_context)
         h = constrain(self.conv_in(constrain(x)))
         watch("conv_in", h)
         skips = [h]
@@ -259,7 +260,7 @@ class UNet(nnx.Module):
 
         for level, stage in enumerate(self.up):
             for block, transformer in _pairs(stage):
-                h = res(block, jnp.concatenate([h, skips.pop()], axis=-1))
+                h = res(block, h, skips.pop())
                 h = h if transformer is None else attn(transformer, h)
             if hasattr(stage, "upsample"):
                 h = constrain(stage.upsample(h, skips[-1].shape[2:4]))

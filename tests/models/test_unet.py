@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from svdjax.errors import UserError
 from svdjax.models.params import abstract, cast_floating, flat_params, load_flat, param_count
@@ -127,6 +128,19 @@ def test_rematerialisation_keeps_few_activations(inputs):
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(residuals))
 
     assert kept_bytes(BLOCKS) < 0.25 * kept_bytes(())
+
+
+def test_offloaded_blocks_keep_their_inputs_on_the_host_and_give_the_same_gradient(inputs):
+    """One level has 9 blocks, and the two on the way up have two inputs each."""
+    gradients = {}
+    for remat in ((), (*BLOCKS, "offload")):
+        graph, state = nnx.split(random_unet(replace(ONE_LEVEL, remat=remat)))
+        gradients[remat] = jax.grad(lambda state, graph=graph: loss(nnx.merge(graph, state), inputs))
+        on_host = str(jax.make_jaxpr(gradients[remat])(state)).count("<host>[")
+        assert on_host == (2 * 11 if remat else 0)  # put there, and taken from there
+    plain, offloaded = (jax.jit(gradient)(state) for gradient in gradients.values())
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(offloaded), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-4 * np.abs(a).max())
 
 
 def test_missing_and_unwanted_vectors_are_user_errors(unet, inputs):
