@@ -1,8 +1,8 @@
 """Elo ratings of models from pairwise votes, as the paper compares its filtered data sets (appendix E).
 
 A vote is a JSON object on a line of its own: ``voter``; ``name`` of the videos; ``left`` and ``right``, the models
-that they are of; ``quality`` and ``prompt``, each ``"left"`` or ``"right"``, the better one; ``check``, null, or the
-better side of an attention check (``"left"`` or ``"right"``); ``time``, in seconds since 1970.
+that they are of; ``quality`` and ``prompt``, the better side on each axis (``"left"`` or ``"right"``); ``check``,
+null or the better side of an attention check; ``time``, in seconds since 1970.
 """
 
 import json
@@ -21,6 +21,8 @@ START = 1000.0
 K = 1.0
 SHUFFLES = 1000
 AXES = ("quality", "prompt")  # visual quality, and how well the prompt is followed
+
+_BEGIN = '{"voter": '  # of each vote in a file
 
 Vote = Mapping[str, Any]  # a line of the file of votes
 
@@ -83,9 +85,7 @@ def standings(votes: Sequence[Vote], *, shuffles: int = SHUFFLES, seed: int = 0)
         UserError: no votes.
     """
     if not votes:
-        raise UserError(
-            "no votes to rate models by: vote first, or count voters who miss checks with --min-checks 0"
-        )
+        raise UserError("no votes count: vote first, or let those who miss checks count with --min-checks 0")
     models = sorted({vote[side] for vote in votes for side in ("left", "right")})
     number = {model: i for i, model in enumerate(models)}
     ratings, wins, counts = {}, {}, {}
@@ -121,8 +121,15 @@ def read_votes(path: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}): name the --votes of svdjax curate vote"
         ) from None
-    lines = text.split("\n")[:-1]  # what follows the last line break was never finished
+    lines = text.removesuffix(cut_off(text)).split("\n")
     return [_vote(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def cut_off(text: str) -> str:
+    """What a kill has left of the last vote: the start of one, without an end of line; mostly empty."""
+    tail = text[text.rfind("\n") + 1 :]
+    begun = tail.startswith(_BEGIN) or _BEGIN.startswith(tail)
+    return tail if begun and not tail.endswith("}") else ""
 
 
 def _vote(line: str, where: str) -> dict[str, Any]:
