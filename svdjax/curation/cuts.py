@@ -47,12 +47,28 @@ class Small:
     pixels: UInt8[ndarray, "h w 3"]
 
 
+@dataclass(frozen=True, order=True)
+class Cut:
+    """A change of scene: frames up to ``end`` (not with it) belong to the scene before, from ``start`` on to the next.
+
+    The two are the same for a hard cut. Frames in between are of neither.
+    """
+
+    end: int
+    start: int
+
+    @property
+    def frame(self) -> int:
+        """The cut as one frame number: the middle of a dissolve."""
+        return (self.end + self.start) // 2
+
+
 # How little it is one (0: not at all), and the numbers of the first and last frame of which 0.2 to 0.8 are mixed.
 Dissolve = tuple[float, int, int]
 
 
-def find_cuts(frames: Iterable[Small]) -> list[int]:
-    """The numbers of the frames with which scenes begin, ascending; the middle frame of a dissolve or fade.
+def find_cuts(frames: Iterable[Small]) -> list[Cut]:
+    """The cuts of a video, in order.
 
     Frames are looked at as they come, and those of the last few seconds are kept.
 
@@ -74,13 +90,14 @@ def find_cuts(frames: Iterable[Small]) -> list[int]:
     return _chosen(hard, slow)
 
 
-def _chosen(hard: list[int], slow: list[Dissolve]) -> list[int]:
+def _chosen(hard: list[int], slow: list[Dissolve]) -> list[Cut]:
     """The hard cuts, and of dissolves that overlap the clearest, unless a hard cut lies in it."""
-    spans: list[tuple[int, int]] = [(cut, cut) for cut in hard]
+    chosen = [Cut(number, number) for number in hard]
     for _, first, last in sorted(slow):
-        if all(last < start or stop < first for start, stop in spans):
-            spans.append((first, last))
-    return sorted((first + last + 1) // 2 for first, last in spans)
+        if all(last < cut.end or cut.start < first for cut in chosen):
+            whole = (last - first + 1 + 2) // 3  # what lies before 0.2 and after 0.8 of a straight rise
+            chosen.append(Cut(max(0, first - whole), last + 1 + whole))
+    return sorted(chosen)
 
 
 class _Slow:

@@ -6,6 +6,7 @@ A video is a file path, the bytes of a file, or `Frames` that were decoded befor
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from svdjax.errors import UserError
 from svdjax.typing import Float, Int, UInt8, ndarray
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".wmv", ".ogv", ".gif")
+
+# That decode a video, of more than 512 x 512 pixels; 0 is one for each core. Worker processes set 1.
+THREADS: ContextVar[int] = ContextVar("THREADS", default=0)
 
 # A frame counts as shown from a thousandth of a second before its time stamp: containers round them.
 _EARLY = 1e-3
@@ -95,7 +99,7 @@ def decode(
         frames = video.frames[on_show(video.times, np.asarray(times, float))]
         return frames if size is None else resize_crop(frames, size)
     shown = []
-    for frame, count in _walk(video, [float(t) for t in times], name):
+    for frame, count in walk(video, [float(t) for t in times], name):
         pixels = to_rgb(frame)[None]
         shown += [pixels if size is None else resize_crop(pixels, size)] * count
     return np.concatenate(shown)
@@ -111,7 +115,7 @@ def decode_all(video: Video, *, size: tuple[int, int] | None = None, name: str =
         return video if size is None else Frames(frames=resize_crop(video.frames, size), times=video.times)
     frames, times = [], []
     with opened(video, name) as container:
-        for frame, time in _timed_frames(container):
+        for frame, time in timed_frames(container):
             pixels = to_rgb(frame)[None]
             frames.append(pixels if size is None else resize_crop(pixels, size))
             times.append(time)
@@ -146,7 +150,7 @@ def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
                 raise UserError(f"{label} holds no pictures: give a video file")
             context = container.streams.video[0].codec_context
             # Threads cost more than they save on small pictures; data loading runs videos side by side anyway.
-            context.thread_count = 1 if context.width * context.height <= 512 * 512 else 0
+            context.thread_count = 1 if context.width * context.height <= 512 * 512 else THREADS.get()
             yield container
     except FileNotFoundError:
         raise UserError(f"{label} does not exist: check the path") from None
@@ -155,13 +159,17 @@ def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
         raise UserError(f"{label} cannot be read as a video ({reason}): replace or remove it") from None
 
 
-def _walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tuple[av.VideoFrame, int]]:
-    """The frames on show at ascending targets, each with how many of the targets it serves."""
+def walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tuple[av.VideoFrame, int]]:
+    """The frames on show at ascending targets, each with how many of the targets it serves, as they are decoded.
+
+    Raises:
+        UserError: not a readable video, or it ends before the last target.
+    """
     label = name or (str(video) if isinstance(video, Path) else "video")
     with opened(video, name) as container:
         start = _seek(container, targets[0])
         shown, shown_at, step, done = None, 0.0, 0.0, 0
-        for frame, time in _timed_frames(container):
+        for frame, time in timed_frames(container):
             ready = sum(target + _EARLY < time - start for target in targets[done:])
             if ready and shown is not None:
                 yield shown, ready
@@ -186,7 +194,7 @@ def _seek(container: InputContainer, target: float) -> float:
     return origin
 
 
-def _timed_frames(container: InputContainer) -> Iterator[tuple[av.VideoFrame, float]]:
+def timed_frames(container: InputContainer) -> Iterator[tuple[av.VideoFrame, float]]:
     """Decode; frames without a time stamp get the nominal rate's."""
     stream = container.streams.video[0]
     rate = nominal_rate(stream)
