@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from svdjax.curation import filtering, runners
+from svdjax.curation.filtering import Rules
 from svdjax.curation.pipeline import Task
 from svdjax.curation.settings import Settings, claim
 from svdjax.curation.sources import SourceVideo, find_videos
@@ -47,8 +48,8 @@ class Curate:
     engine: Literal["local", "beam"] = "local"
     beam_options: str = ""
     shards: int = 4
-    settings: tyro.conf.OmitArgPrefixes[Settings] = Settings()
-    rules: tyro.conf.OmitArgPrefixes[filtering.Rules] = filtering.Rules()
+    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    rules: tyro.conf.OmitArgPrefixes[Rules] = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
         """

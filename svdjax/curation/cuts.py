@@ -49,9 +49,9 @@ class Small:
 
 @dataclass(frozen=True, order=True)
 class Cut:
-    """A change of scene: frames up to ``end`` (not with it) belong to the scene before, from ``start`` on to the next.
+    """A change of scene: one ends before frame ``end``, the next begins with frame ``start``.
 
-    The two are the same for a hard cut. Frames in between are of neither.
+    The two are the same for a hard cut. Frames in between are of neither scene.
     """
 
     end: int

@@ -4,7 +4,7 @@ Annotations are made once; this is quick and can be repeated with other threshol
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,9 @@ _PAPER = {axis.name: axis.percentile or axis.threshold or 0.0 for axis in PAPER}
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which clips stay. The first four are the paper's (section 3.2 and appendix C); a clip that was not measured on an axis passes.
+    """Which clips stay. The first four rules are the paper's (section 3.2 and appendix C).
+
+    A clip that was not measured on an axis passes it.
 
     Attributes:
         motion_percentile: remove this share, in percent, of the clips: those that move least.
@@ -82,7 +84,7 @@ class Filter:
     directory: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
     shards: int = 4
-    rules: tyro.conf.OmitArgPrefixes[Rules] = Rules()
+    rules: tyro.conf.OmitArgPrefixes[Rules] = field(default_factory=Rules)
 
 
 def run(args: Filter) -> None:

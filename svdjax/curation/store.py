@@ -1,6 +1,6 @@
 """The annotations on disk: one Parquet file for each video, and a JSON file for each that could not be used.
 
-``annotations/VIDEO.parquet`` appears when the video and all its clips are done, so it is also the mark that says so.
+``annotations/VIDEO.parquet`` appears when the video and all its clips are done, so it is the mark that says so.
 ``annotations/VIDEO.json`` holds ``video``, ``where`` and ``error`` of one that failed.
 """
 

@@ -116,7 +116,7 @@ def motion_score(video: Video, *, name: str = "") -> float:
 
 
 def score_times(last: float) -> Float[ndarray, " t"]:
-    """When a clip's motion is measured, in seconds from its first frame; ``last`` is when its last frame appears."""
+    """When a clip's motion is measured, in seconds from its first frame; ``last`` is the time of its last one."""
     count = min(int(last * SCORE_FPS + 1e-3) + 1, _MAX_FRAMES)
     return np.arange(count) / SCORE_FPS if count > 1 else np.array([0.0, last] if last > 0 else [0.0])
 
