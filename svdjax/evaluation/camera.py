@@ -53,9 +53,14 @@ def global_motion(frames: UInt8[ndarray, "t h w 3"]) -> GlobalMotion:
     Raises:
         UserError: OpenCV is not installed.
     """
-    fits = np.array([_fit(flow) for flow in flow_fields(frames)]).reshape(-1, 3)
+    return motion_of_flow(flow_fields(frames))
+
+
+def motion_of_flow(flow: Float[ndarray, "pairs h w 2"]) -> GlobalMotion:
+    """Fit the motion of a clip whose optical flow is known, in pixels of the flow's own size."""
+    fits = np.array([_fit(each) for each in flow]).reshape(-1, 3)
     x, y, zoom = np.median(fits, axis=0) if len(fits) else np.zeros(3)
-    side = min(frames.shape[1:3])
+    side = min(flow.shape[1:3])
     return GlobalMotion(x=float(100 * x / side), y=float(100 * y / side), zoom=float(100 * zoom))
 
 
