@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from svdjax.curation import filtering, runners
+from svdjax.curation import filtering, runners, standings, vote_page
 from svdjax.curation.filtering import Rules
 from svdjax.curation.pipeline import Task
 from svdjax.curation.settings import Settings, claim
@@ -22,6 +22,11 @@ from svdjax.errors import UserError, require
 from svdjax.progress import step_bar
 
 SHARDS = "shards"
+COMMANDS = {
+    "filter": (filtering.Filter, filtering.run),
+    "vote": (vote_page.Vote, vote_page.run),
+    "elo": (standings.Elo, standings.run),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,7 @@ class Curate:
     """Cut videos into clips, annotate each clip once, filter, and write shards that training reads.
 
     The same command goes on where an interrupted one stopped. `svdjax curate filter DIR` chooses again among the
-    annotated clips.
+    annotated clips; `svdjax curate vote` and `svdjax curate elo` compare models that were trained on them.
 
     Attributes:
         sources: folders, videos, lists of them (.txt), or URLs (gs://...).
@@ -62,9 +67,10 @@ class Curate:
 
 
 def main(argv: Sequence[str]) -> None:
-    """``svdjax curate SOURCES... --out DIR`` or ``svdjax curate filter DIR``."""
-    if argv and argv[0] == "filter":
-        filtering.run(tyro.cli(filtering.Filter, args=argv[1:], prog="svdjax curate filter"))
+    """``svdjax curate SOURCES... --out DIR``, or one of `COMMANDS`."""
+    if argv and argv[0] in COMMANDS:
+        options, act = COMMANDS[argv[0]]
+        act(tyro.cli(options, args=argv[1:], prog=f"svdjax curate {argv[0]}"))
     else:
         run(tyro.cli(Curate, args=argv, prog="svdjax curate"))
 

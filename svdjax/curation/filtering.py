@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from svdjax.conversion.output import finished
+from svdjax.curation.duplicates import find_duplicates
 from svdjax.curation.store import read_rows
-from svdjax.curation.thresholds import PAPER, Axis, Filtered, Row, decide
+from svdjax.curation.thresholds import PAPER, Axis, Filtered, Row, decide, effects
 from svdjax.data.records import ClipRecord, write_shards
 from svdjax.errors import UserError
 
@@ -105,7 +106,7 @@ def run(args: Filter) -> None:
 
 def choose(rows: Sequence[Row], rules: Rules) -> Filtered:
     """Apply the rules to all clips."""
-    also = {}
+    also = {"duplicate": find_duplicates(rows).removed} if rules.duplicates else {}
     return decide(rows, rules.axes(), also)
 
 
@@ -114,22 +115,13 @@ def table(rows: Sequence[Row], filtered: Filtered) -> Table:
     made = Table(title=f"{len(rows)} clips")
     for column in ("axis", "threshold", "removes", "removes alone", "share"):
         made.add_column(column, justify="left" if column == "axis" else "right")
-    for name, numbers in filtered.removed.items():
-        others = set().union(*(other for axis, other in filtered.removed.items() if axis != name))
-        threshold = f"{filtered.thresholds[name]:.4g}" if name in filtered.thresholds else ""
-        only = len(set(numbers) - others)
-        made.add_row(name, threshold, str(len(numbers)), str(only), _share(len(numbers), rows), end_section=False)
-    gone = len(rows) - len(filtered.kept)
+    *axes, gone, kept = effects(rows, filtered)
+    for effect in axes:
+        made.add_row(effect.name, effect.threshold, str(effect.removes), str(effect.alone), effect.share)
     made.add_section()
-    made.add_row("all together", "", str(gone), "", _share(gone, rows))
-    made.add_row(
-        "[bold]kept[/bold]", "", f"[bold]{len(filtered.kept)}[/bold]", "", _share(len(filtered.kept), rows)
-    )
+    for effect, style in ((gone, None), (kept, "bold")):
+        made.add_row(effect.name, "", str(effect.removes), "", effect.share, style=style)
     return made
-
-
-def _share(count: int, rows: Sequence[Row]) -> str:
-    return f"{count / max(1, len(rows)):.1%}"
 
 
 def write(directory: Path, rows: Sequence[Row], filtered: Filtered, out: Path, *, shards: int) -> None:
@@ -155,4 +147,10 @@ def _records(directory: Path, rows: Sequence[Row], kept: Sequence[int]) -> Itera
 
 
 def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None and name not in _LEFT_OUT}
+    """What training may read of a row; three captions become ``captions``, of which it draws."""
+    found = {name: value for name, value in row.items() if value is not None and name not in _LEFT_OUT}
+    image, video = found.pop("caption_image", ""), found.pop("caption_video", "")
+    captions = {"image": image, "video": video, "merged": found.get("caption", "")}
+    return (
+        found | {"captions": {name: text for name, text in captions.items() if text}} if image or video else found
+    )

@@ -5,7 +5,6 @@ complete or not at all, and may be written twice: so a run can be killed, repeat
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +73,8 @@ def annotate_video(video: SourceVideo, out: Path, settings: Settings) -> tuple[l
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*"):  # of a run that was killed
         leftover.unlink()
+    text = Path(video.where).with_suffix(".txt")
+    caption = text.read_text(errors="replace").strip() if text.is_file() else ""
     rows: list[dict[str, Any]] = []
     with local_file(video, folder) as path:
         found = scan(path, video.where)
@@ -82,27 +83,23 @@ def annotate_video(video: SourceVideo, out: Path, settings: Settings) -> tuple[l
             file = folder / f"{video.name}_{span.first:06d}.mp4"
             write_clip(path, found, span, file, video.where)
             try:
-                rows.append(
-                    _row(video, found, span, file.relative_to(out)) | annotate_clip(file, _stages(settings))
-                )
+                seen = annotate_clip(file, open_stages(settings)[0], caption)
+                rows.append(_row(video, found, span, file.relative_to(out)) | seen)
             except MissingPackage:
                 raise
             except UserError as error:
                 notes.append(str(error))
                 file.unlink()
-    caption = Path(video.where).with_suffix(".txt")
-    if caption.is_file():
-        rows = [row | {"caption": caption.read_text(errors="replace").strip()} for row in rows]
     return rows, notes
 
 
-def annotate_clip(file: Path, stages: Mapping[str, Annotate]) -> dict[str, Any]:
-    """What the stages say of one clip file.
+def annotate_clip(file: Path, stages: Mapping[str, Annotate], caption: str = "") -> dict[str, Any]:
+    """What the stages say of one clip file, whose video came with a caption or none.
 
     Raises:
         UserError: it cannot be read, or a stage's package is not installed.
     """
-    clip, info = look(file, file.stem), probe(file)
+    clip, info = look(file, file.stem, caption), probe(file)
     row: dict[str, Any] = {
         "name": clip.name,
         "seconds": clip.seconds,
@@ -130,9 +127,3 @@ def _row(video: SourceVideo, found: Scan, span: Span, file: Path) -> dict[str, A
         "codec": found.codec if span.copy else "h264",
         "copied": span.copy,
     }
-
-
-@lru_cache(maxsize=1)
-def _stages(settings: Settings) -> dict[str, Annotate]:
-    """Opened once in each process: some hold weights."""
-    return open_stages(settings)[0]

@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from svdjax.curation.elo import AXES
-from svdjax.curation.votes import SIDES, Poll, Question, find_videos, prompt_of
+from svdjax.curation.votes import SIDES, Poll, Question, prompt_of, videos_of_models
 from svdjax.errors import UserError
 
 PAGE = Path(__file__).parents[1] / "assets" / "vote.html"
@@ -71,7 +71,7 @@ def run(args: Vote) -> None:
         UserError: no videos to compare, the votes cannot be kept, or the port is taken.
     """
     poll = Poll(
-        find_videos(args.folders),
+        videos_of_models(args.folders),
         args.votes,
         annotators=args.annotators,
         check_every=args.check_every,

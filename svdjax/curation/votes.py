@@ -196,7 +196,7 @@ def _open_votes(path: Path) -> tuple[BinaryIO, list[dict[str, Any]]]:
         return file, votes
 
 
-def find_videos(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
+def videos_of_models(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
     """The videos of each model by name: the path within the folder, without its ending.
 
     Args:

@@ -15,7 +15,7 @@ import pytest
 
 from svdjax.curation.elo import read_votes
 from svdjax.curation.vote_page import Vote, run, server
-from svdjax.curation.votes import Poll, find_videos, prompt_of
+from svdjax.curation.votes import Poll, prompt_of, videos_of_models
 from svdjax.errors import UserError
 
 BYTES = bytes(range(256)) * 300
@@ -43,7 +43,7 @@ def poll_of():
     with ExitStack() as stack:
 
         def make(videos, votes, **options):
-            models = videos if isinstance(videos, dict) else find_videos(videos)
+            models = videos if isinstance(videos, dict) else videos_of_models(videos)
             return stack.enter_context(closing(Poll(models, votes, **options)))
 
         yield make
@@ -138,7 +138,7 @@ def test_folders_that_cannot_be_compared_are_refused(folders, tmp_path):
         (folders[0], tmp_path / "nowhere"): "is not a folder",
     }.items():
         with pytest.raises(UserError, match=message):
-            find_videos(wrong)
+            videos_of_models(wrong)
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def test_a_voter_votes_over_http_and_the_page_never_names_a_model(folders, votes
 
 
 def test_the_prompt_is_that_of_the_text_file_or_the_name(folders):
-    models = find_videos(folders)
+    models = videos_of_models(folders)
     assert prompt_of("deep/x", models) == "a red <ball>" and prompt_of("deep/y", models) == "y"
 
 
