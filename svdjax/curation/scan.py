@@ -73,6 +73,7 @@ def scan(path: Path, name: str) -> Scan:
         header = float(container.duration / av.time_base) if container.duration else 0.0
         stamps = np.array(seen.stamps)
         times = (stamps - stamps[0]) * float(seen.time_base)
+        fps = frame_rate(times) if len(times) > 1 else float(nominal_rate(stream))
         return Scan(
             stamps=stamps,
             time_base=seen.time_base,
@@ -81,9 +82,9 @@ def scan(path: Path, name: str) -> Scan:
             cuts=sorted([*cuts, *seen.damaged_stretches()]),
             height=seen.size[0],
             width=seen.size[1],
-            fps=frame_rate(times) if len(times) > 1 else float(nominal_rate(stream)),
+            fps=fps,
             codec=stream.codec_context.name,
-            notes=seen.notes(header, float(times[-1])),
+            notes=seen.notes(header, float(times[-1]) + 1 / fps),
         )
 
 
@@ -96,6 +97,7 @@ class _Seen:
         self.keys: list[int] = []
         self.size = (0, 0)
         self.time_base = Fraction(1, 1000)
+        self._unseen = 0
         self._damaged: list[int] = []  # numbers of the frames that come next
 
     def frames(self, container: InputContainer, name: str) -> Iterator[Small]:
@@ -108,7 +110,8 @@ class _Seen:
             if stamp is None:
                 raise UserError(f"{name} carries no time stamps: put it into a container such as mp4 or mkv")
             if self.stamps and stamp <= self.stamps[-1]:
-                continue  # shown at the same time as another: never seen
+                self._unseen += 1
+                continue
             if small is None:
                 small = _small_size(frame)
                 turned = round(frame.rotation / 90) % 2 if frame.rotation else 0
@@ -143,11 +146,13 @@ class _Seen:
         places = [max(0, number - 1) for number in self._damaged]
         return sorted({Cut(place, next((key for key in ends if key > place), ends[-1])) for place in places})
 
-    def notes(self, header: float, last: float) -> list[str]:
+    def notes(self, header: float, seconds: float) -> list[str]:
         """What is wrong with the file."""
         notes = [f"{len(self._damaged)} damaged packets or frames"] if self._damaged else []
-        if header > 1.1 * last + 1:
-            notes.append(f"ends after {last:.1f} s, where its header says {header:.1f} s")
+        if self._unseen:
+            notes.append(f"{self._unseen} frames left out, whose time stamps go back")
+        if header > 1.1 * seconds + 1:
+            notes.append(f"ends after {seconds:.1f} s, where its header says {header:.1f} s")
         return notes
 
 

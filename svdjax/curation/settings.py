@@ -70,5 +70,6 @@ def claim(out: Path, settings: Settings) -> None:
     changed = [f"{name} {found.get(name)} -> {value}" for name, value in wanted.items() if found.get(name) != value]
     if changed:
         raise UserError(
-            f"{out} was curated with other settings ({', '.join(changed)}): go on with its own, or choose another --out"
+            f"{out} was curated with other settings ({', '.join(changed)}): go on with its own, or choose another "
+            "--out"
         )

@@ -76,5 +76,5 @@ def _fit(flow: Float[ndarray, "h w 2"]) -> Float[ndarray, "3"]:
     for _ in range(_ROUNDS):
         length = np.hypot(*(target - design @ fit).reshape(-1, 2).T)
         weights = np.repeat(1 / np.maximum(length, 0.02), 2)[:, None]
-        fit = np.linalg.solve(design.T @ (weights * design), design.T @ (weights[:, 0] * target))
+        fit = np.linalg.lstsq(design.T @ (weights * design), design.T @ (weights[:, 0] * target), rcond=None)[0]
     return fit
