@@ -1,4 +1,4 @@
-"""The page about a curated set: what each axis measured and removed, examples, the cuts of each video, throughput."""
+"""The page about a curated set: what each axis measured and removed, examples, cuts of the videos, throughput."""
 
 import io
 from collections import Counter
@@ -171,8 +171,8 @@ def _timelines(rows: Sequence[Row], kept: Bool[ndarray, " n"]) -> Iterator[str]:
     for number, row in enumerate(rows):
         videos.setdefault(row["video"], []).append(number)
     shown = sorted(videos, key=lambda video: -len(videos[video]))[:MOST_VIDEOS]
-    yield f"<h2>Cuts</h2><p>Clips that are <b style='color:{KEPT}'>kept</b> and <b style='color:{DROPPED}'>removed</b>"
-    yield "; gaps are cuts, and what is too short for a clip.</p>"
+    kinds = " and ".join(f'<b style="color:{c}">{name}</b>' for name, c in (("kept", KEPT), ("removed", DROPPED)))
+    yield f"<h2>Cuts</h2><p>Clips that are {kinds}; between them are cuts, or what is too short for a clip.</p>"
     if len(videos) > len(shown):
         yield f"<p>The {len(shown)} of {len(videos):,} videos with most clips.</p>"
     for video in sorted(shown):
