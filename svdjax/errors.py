@@ -12,8 +12,12 @@ class UserError(Exception):
     """
 
 
-class MissingPackage(UserError):
-    """An optional package is not installed: nothing is wrong with what it would have worked on."""
+class Unavailable(UserError):
+    """Something that the work needs cannot be had: nothing is wrong with what it would have worked on."""
+
+
+class MissingPackage(Unavailable):
+    """An optional package is not installed."""
 
 
 def require(module: str, extra: str) -> ModuleType:

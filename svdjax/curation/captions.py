@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from svdjax.curation.clip import ClipFrames
-from svdjax.errors import UserError, require
+from svdjax.errors import Unavailable, UserError, require
 from svdjax.typing import UInt8, ndarray
 
 VIDEO_FRAMES = 8  # that a video captioner sees, evenly spread
@@ -76,7 +76,7 @@ class Captions:
     def __call__(self, clip: ClipFrames) -> dict[str, Any]:
         """
         Raises:
-            UserError: a captioner fails.
+            Unavailable: a captioner fails.
         """
         found = {}
         if self.image is not None:
@@ -130,7 +130,7 @@ class Endpoint:
         """An `ImageCaptioner`.
 
         Raises:
-            UserError: no caption after all tries, or the server refuses.
+            Unavailable: no caption after all tries, or the server refuses.
         """
         return self._ask(_ASK_PICTURE, [picture])
 
@@ -165,13 +165,13 @@ class Endpoint:
                 with error:
                     problem = f"status {error.code}: {_excerpt(error)}"
                 if error.code < 500 and error.code not in _TRY_AGAIN:
-                    raise UserError(f"{address} refuses {self.model} ({problem}): check its options") from None
+                    raise Unavailable(f"{address} refuses {self.model} ({problem}): check its options") from None
                 pause = max(pause, _seconds(error.headers.get("Retry-After", "")))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 problem = str(getattr(error, "reason", None) or error or type(error).__name__)
             if number < self.retries:
                 time.sleep(min(pause, _LONGEST_WAIT))
-        raise UserError(f"{address}: no caption after {self.retries + 1} tries ({problem}): check that it runs")
+        raise Unavailable(f"{address}: no caption after {self.retries + 1} tries ({problem}): check that it runs")
 
 
 def _caption_in(data: bytes) -> str:
@@ -227,7 +227,7 @@ class LocalCaptioner:
     def __call__(self, picture: UInt8[ndarray, "h w 3"]) -> str:
         """
         Raises:
-            UserError: the extra is missing, or the model is none that captions pictures.
+            Unavailable: the extra is missing, or the model is none that captions pictures.
         """
         processor, model = self._loaded
         inputs = processor(images=Image.fromarray(picture), return_tensors="pt")
@@ -243,7 +243,7 @@ class LocalCaptioner:
             model = transformers.AutoModelForImageTextToText.from_pretrained(self.model).eval()
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(f"{self.model}: no captioner that transformers can read ({reason})") from None
+            raise Unavailable(f"{self.model}: no captioner that transformers can read ({reason})") from None
         if getattr(processor, "chat_template", None):
-            raise UserError(f"{self.model}: a chat model: serve it, and give the address of its endpoint")
+            raise Unavailable(f"{self.model}: a chat model: serve it, and give the address of its endpoint")
         return processor, model

@@ -14,6 +14,7 @@ from rich.console import Console
 from svdjax.curation import filtering, runners, standings, vote_page
 from svdjax.curation.filtering import Rules
 from svdjax.curation.pipeline import Task
+from svdjax.curation.report import write_report
 from svdjax.curation.settings import Settings, claim
 from svdjax.curation.sources import SourceVideo, find_videos
 from svdjax.curation.stages import open_stages
@@ -97,6 +98,7 @@ def run(args: Curate) -> None:
         filtered = filtering.choose(rows, args.rules)
         console.print(filtering.table(rows, filtered))
         filtering.write(args.out, rows, filtered, args.out / SHARDS, shards=args.shards)
+        console.print(write_report(args.out, rows, filtered, args.rules.axes()), markup=False, soft_wrap=True)
     console.print(f"train with --data.train {args.out / SHARDS}")
 
 

@@ -93,20 +93,26 @@ def clip_scores(
 
     Returns:
         ``clip_score`` of ``caption``, ``clip_score_image`` of ``caption_image``, and so on, for those given.
-
-    Raises:
-        UserError: the two towers do not belong together.
     """
     if not captions:
         return {}
     texts, pictures = embedder.embed(list(captions.values())), np.asarray(clip_embedding, np.float32)
-    if texts.shape[1] != pictures.shape[1]:
-        raise UserError(
-            f"texts are embedded into {texts.shape[1]} numbers and pictures into {pictures.shape[1]}: give both "
-            "towers of one CLIP"
-        )
     scores = (texts @ pictures.T).mean(1)
     return {name.replace("caption", "clip_score", 1): float(x) for name, x in zip(captions, scores, strict=True)}
+
+
+def check_towers(images: ImageEmbedder, texts: TextEmbedder) -> None:
+    """Check that pictures and texts are embedded into one space, as far as its width tells.
+
+    Raises:
+        UserError: they are not.
+    """
+    of_pictures, of_texts = images.tower.config.projection_dim, texts.tower.config.projection_dim
+    if of_pictures != of_texts:
+        raise UserError(
+            f"texts are embedded into {of_texts} numbers and pictures into {of_pictures}: give both towers of one "
+            "CLIP"
+        )
 
 
 def open_image_embedder(weights: str | Path, head: Path | None = None) -> ImageEmbedder:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from svdjax.conversion.output import finished
 from svdjax.curation.duplicates import find_duplicates
+from svdjax.curation.report import write_report
 from svdjax.curation.store import read_rows
 from svdjax.curation.thresholds import PAPER, Axis, Filtered, Row, decide, effects
 from svdjax.data.records import ClipRecord, write_shards
@@ -73,7 +74,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Choose among annotated clips; print what each axis removes; write the rest as shards for training.
+    """Choose among annotated clips: print and report what each axis removes, write the rest as shards for training.
 
     Attributes:
         directory: the --out of `svdjax curate`.
@@ -89,7 +90,7 @@ class Filter:
 
 
 def run(args: Filter) -> None:
-    """Print the table, and write the shards if asked to.
+    """Print the table, write the report anew, and write the shards if asked to.
 
     Raises:
         UserError: no annotations, no clip stays, or the shards cannot be written.
@@ -99,6 +100,7 @@ def run(args: Filter) -> None:
     rows = read_rows(args.directory)
     filtered = choose(rows, args.rules)
     Console().print(table(rows, filtered))
+    print(write_report(args.directory, rows, filtered, args.rules.axes()))
     if args.out is not None:
         write(args.directory, rows, filtered, args.out, shards=args.shards)
         print(args.out)

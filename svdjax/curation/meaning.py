@@ -10,6 +10,7 @@ from svdjax.curation.clip import ClipFrames
 from svdjax.curation.embeddings import (
     ImageEmbedder,
     TextEmbedder,
+    check_towers,
     clip_scores,
     open_image_embedder,
     open_text_embedder,
@@ -35,7 +36,7 @@ class Meaning:
     def __call__(self, clip: ClipFrames) -> dict[str, Any]:
         """
         Raises:
-            UserError: a captioner fails, or the towers do not belong together.
+            UserError: a captioner fails.
         """
         row = self.captions(clip)
         if clip.caption:
@@ -70,11 +71,11 @@ def open_meaning(settings: Settings) -> tuple[Meaning, list[str]]:
             "captions: no captioner (--image-captioner, --endpoint), so only those beside videos are there"
         )
     head = Path(settings.aesthetic) if settings.aesthetic else None
-    return Meaning(
-        captions=_captions(settings),
-        images=open_image_embedder(settings.clip_image, head) if settings.clip_image else None,
-        texts=open_text_embedder(settings.clip_text) if settings.clip_text and settings.clip_image else None,
-    ), notices
+    images = open_image_embedder(settings.clip_image, head) if settings.clip_image else None
+    texts = open_text_embedder(settings.clip_text) if settings.clip_text and images else None
+    if images and texts:
+        check_towers(images, texts)
+    return Meaning(captions=_captions(settings), images=images, texts=texts), notices
 
 
 def _captions(settings: Settings) -> Captions:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from svdjax.curation.store import read_failures, read_notes, read_took
 from svdjax.curation.thresholds import Axis, Filtered, Row, effects
 from svdjax.data.decoding import decode
-from svdjax.errors import UserError
+from svdjax.errors import MissingPackage, UserError
 from svdjax.pages import COLOURS, draw, image, table, write_page
 from svdjax.typing import Bool, Float, ndarray
 
@@ -57,6 +58,28 @@ def report(
         UserError: matplotlib is missing, or the page cannot be written.
     """
     write_page(out, f"svdjax: {directory.name}", _page(directory, rows, filtered, axes, account or Account()))
+
+
+def write_report(directory: Path, rows: Sequence[Row], filtered: Filtered, axes: Sequence[Axis]) -> str:
+    """Write ``report.html`` into the directory of `svdjax curate`, with what is noted there about the run.
+
+    Returns:
+        The page's path, or why there is none, in words.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    account = Account(
+        failures={failure["where"]: failure["error"] for failure in read_failures(directory)},
+        notes=read_notes(directory),
+        took=read_took(directory),
+    )
+    out = directory / "report.html"
+    try:
+        report(directory, rows, filtered, axes, out, account)
+    except MissingPackage as error:
+        return f"no report: {error}"
+    return f"report: {out}"
 
 
 def _page(

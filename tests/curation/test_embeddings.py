@@ -18,6 +18,7 @@ from svdjax.curation.embeddings import (
     HEAD_LAYERS,
     ImageEmbedder,
     TextEmbedder,
+    check_towers,
     clip_scores,
     open_image_embedder,
     open_text_embedder,
@@ -119,7 +120,7 @@ def test_the_score_of_a_caption_is_its_mean_cosine_with_the_stills(images, texts
     np.testing.assert_allclose(list(found.values()), cosines.mean(0), atol=1e-5)
     assert clip_scores(texts[0], row["clip_embedding"], {}) == {}
     with pytest.raises(UserError, match=r"into 48 numbers and pictures into 5: give both towers of one CLIP"):
-        clip_scores(texts[0], [[1.0] * 5] * 3, captions)
+        check_towers(ImageEmbedder(tower=abstract(CLIPVision, replace(VISION, projection_dim=5))), texts[0])
 
 
 def head_file(path, width=WIDTH, seed=0):
