@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import json
 import os
+import re
 import threading
 import time
 import zlib
@@ -231,6 +232,8 @@ def _videos_in(folder: Path) -> dict[str, Path]:
 
 
 def prompt_of(name: str, models: Mapping[str, Mapping[str, Path]]) -> str:
-    """The text of ``NAME.txt`` beside any of the videos, or else the name itself."""
+    """The text of ``NAME.txt`` beside any of the videos, or else the words of the name."""
     texts = (videos[name].with_suffix(".txt") for videos in models.values() if name in videos)
-    return next((text.read_text("utf-8").strip() for text in texts if text.is_file()), Path(name).name)
+    return next(
+        (text.read_text("utf-8").strip() for text in texts if text.is_file()), re.sub("[-_]+", " ", Path(name).name)
+    )
