@@ -69,8 +69,8 @@ def find_duplicates(rows: Sequence[Mapping[str, Any]], *, bits: int = BITS, cosi
     is no near-duplicate of a kept clip is kept: it is not enough to be near to a removed one.
 
     Args:
-        rows: with ``hash`` or ``clip_embedding``; with neither they are kept. ``height``, ``width``, ``seconds``
-            and ``name`` decide between duplicates.
+        rows: with ``hash`` or ``clip_embedding``; with neither they are kept. ``height``, ``width``,
+            ``seconds``, whether there is a ``caption``, and ``name`` decide between duplicates.
         bits: 0 to 11. cosine: above 1 for hashes alone.
     """
     order = sorted(range(len(rows)), key=lambda i: _worth(rows[i]), reverse=True)
@@ -98,7 +98,7 @@ def find_duplicates(rows: Sequence[Mapping[str, Any]], *, bits: int = BITS, cosi
 
 def _worth(row: Mapping[str, Any]) -> tuple[Any, ...]:
     height, width, seconds = (row.get(name) or 0 for name in ("height", "width", "seconds"))
-    return (height * width, seconds, str(row.get("name", "")))
+    return (height * width, seconds, bool(row.get("caption")), str(row.get("name", "")))
 
 
 def _hash_pairs(rows: Sequence[Mapping[str, Any]], bits: int) -> Pairs:

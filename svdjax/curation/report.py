@@ -149,6 +149,7 @@ def _histogram(
             label = f"{name}: {threshold:.4g}"
             axes.axvline(threshold, color=COLOURS[(0, 3, 4)[i % 3]], linestyle="--", label=label)
         axes.set_ylabel("clips")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize="small")
 
     return draw(column, plot)
@@ -224,8 +225,9 @@ def _throughput(clips: int, took: Mapping[str, float]) -> Iterator[str]:
     total = sum(took.values())
     if total:
         lines = [
-            (name, f"{seconds:,.1f}", f"{seconds / total:.1%}", f"{clips / seconds:,.2f}" if seconds else "")
+            (name, f"{seconds:,.1f}", f"{seconds / total:.1%}", f"{clips / seconds:,.2f}")
             for name, seconds in (*took.items(), ("all", total))
+            if seconds > total / 1000  # a stage that had nothing to do
         ]
         yield "<h2>Throughput</h2><p>Seconds of work, summed over the processes.</p>"
         yield table(("stage", "seconds", "share", "clips per second and process"), lines)

@@ -101,7 +101,8 @@ def decide(rows: Sequence[Row], axes: Sequence[Axis], also: Mapping[str, Sequenc
         sign = 1.0 if axis.keeps == "above" else -1.0
         threshold = axis.threshold
         if threshold is None:
-            threshold = sign * float(np.percentile(sign * measured, axis.percentile, method="higher"))
+            count = int(len(measured) * axis.percentile / 100 + 1e-9)  # of clips to remove, rounded down
+            threshold = sign * float(np.sort(sign * measured)[count])
         thresholds[axis.name] = threshold
         removed[axis.name] = np.flatnonzero(sign * values < sign * threshold).tolist()
     removed |= {name: sorted(numbers) for name, numbers in (also or {}).items()}

@@ -134,6 +134,8 @@ def test_rows_join_by_hash_or_embedding_but_not_in_chains():
     ]
     found = find_duplicates(rows, bits=1)
     assert found.groups == [[1, 3, 2]] and found.kept == [0, 1, 4]
+    told = [{"name": name, "hash": [3, 3, 3], "caption": caption} for name, caption in (("a", "told"), ("b", None))]
+    assert find_duplicates(told).kept == [0]
     assert find_duplicates(rows, bits=1, cosine=1.1).groups == [[1, 2]]
     assert find_duplicates([]).kept == []
     same = [{"name": f"{i:05}", "hash": [7, 7, 7]} for i in range(30_000)]  # 450 million pairs

@@ -136,3 +136,13 @@ def test_without_matplotlib_the_extra_is_named_and_nothing_is_written(tmp_path, 
     with pytest.raises(MissingPackage, match=r"svdjax\[report\]"):
         report(tmp_path, rows(), decide(rows(), AXES), AXES, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists() and not np.any(list(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("count", [1, 7, 30, 40, 101])
+@pytest.mark.parametrize("keeps", ["above", "below"])
+def test_a_percentile_removes_its_share_rounded_down(count, keeps):
+    values = np.random.default_rng(count).permutation(count)
+    axis = Axis(name="a", column="x", keeps=keeps, percentile=25.0)
+    removed = decide([{"x": float(x)} for x in values], [axis]).removed["a"]
+    worst = sorted(range(count), key=lambda i: values[i], reverse=keeps == "below")[: count // 4]
+    assert removed == sorted(worst)
