@@ -76,6 +76,7 @@ def draw(title: str, plot: Callable[[Any], None], *, size: tuple[float, float] =
         "font.family": "sans-serif",
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "axes.axisbelow": True,
         **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     }
     with matplotlib.rc_context(style):

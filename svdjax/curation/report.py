@@ -150,7 +150,7 @@ def _histogram(
             axes.axvline(threshold, color=COLOURS[(0, 3, 4)[i % 3]], linestyle="--", label=label)
         axes.set_ylabel("clips")
         axes.yaxis.get_major_locator().set_params(integer=True)
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
     return draw(column, plot)
 

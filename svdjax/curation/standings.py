@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from svdjax.curation.elo import AXES, SHUFFLES, Standing, attentive, read_votes, standings
-from svdjax.errors import MissingPackage
+from svdjax.errors import MissingPackage, check_range
 from svdjax.pages import COLOURS, draw, figure, table, write_page
 
 HEADER = ("model", *AXES, "aggregate", "gain", *(f"{axis} won" for axis in AXES))
@@ -40,6 +40,15 @@ class Elo:
     shuffles: int = SHUFFLES
     seed: int = 0
     min_checks: float = 0.8
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UserError: a number is out of range.
+        """
+        check_range("--shuffles", self.shuffles, 1)
+        check_range("--seed", self.seed, 0)
+        check_range("--min-checks", self.min_checks, 0, 1)
 
 
 def run(args: Elo) -> None:

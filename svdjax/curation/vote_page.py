@@ -19,7 +19,7 @@ from rich.console import Console
 
 from svdjax.curation.elo import AXES
 from svdjax.curation.votes import SIDES, Poll, Question, prompt_of, videos_of_models
-from svdjax.errors import UserError
+from svdjax.errors import UserError, check_range
 
 PAGE = Path(__file__).parents[1] / "assets" / "vote.html"
 _MOST_BYTES = 10_000  # of what a page sends
@@ -62,6 +62,16 @@ class Vote:
     seed: int = 0
     host: str = "127.0.0.1"
     port: int = 8765
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UserError: a number is out of range.
+        """
+        check_range("--annotators", self.annotators, 1)
+        check_range("--check-every", self.check_every, 0)
+        check_range("--seed", self.seed, 0)
+        check_range("--port", self.port, 0, 65535)
 
 
 def run(args: Vote) -> None:

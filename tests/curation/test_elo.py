@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from svdjax import cli
 from svdjax.curation.elo import AXES, attentive, elo, read_votes, standings
 from svdjax.curation.standings import Elo, run
 from svdjax.errors import UserError
@@ -122,5 +123,8 @@ def test_the_command_prints_a_table_or_json_and_writes_a_page(tmp_path, capsys):
     assert "a&lt;b&gt;" in page and "<b>" not in page and "late &lt;v&gt;" in page and "<svg" in page
     run(Elo(votes=path, shuffles=20, json=True))
     found = json.loads(capsys.readouterr().out)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["curate", "elo", str(path), "--shuffles", "20", "--json"])
+    assert stop.value.code == 0 and json.loads(capsys.readouterr().out) == found
     assert found["votes"] == 30 and found["failed_checks"] == {"late <v>": 0.0}
     assert [model["model"] for model in found["models"]] == ["c", "a<b>"]

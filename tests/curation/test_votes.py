@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
+from svdjax import cli
 from svdjax.curation.elo import read_votes
 from svdjax.curation.vote_page import Vote, run, server
 from svdjax.curation.votes import Poll, prompt_of, videos_of_models
@@ -283,3 +284,23 @@ def test_votes_are_on_the_disk_when_the_process_is_killed(folders, votes):
         finally:
             process.send_signal(signal.SIGKILL)
     assert len(read_votes(votes)) == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("vote", ["--annotators", "0"]),
+        ("vote", ["--check-every", "-1"]),
+        ("vote", ["--seed", "-1"]),
+        ("vote", ["--port", "70000"]),
+        ("elo", ["--shuffles", "0"]),
+        ("elo", ["--seed", "-1"]),
+        ("elo", ["--min-checks", "nan"]),
+    ],
+)
+def test_numbers_out_of_range_are_named_by_the_command_line(folders, votes, capsys, command, options):
+    where = ["--votes", str(votes), *map(str, folders)] if command == "vote" else [str(votes)]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["curate", command, *where, *options])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {options[0]} {options[1]}: must be at least")
