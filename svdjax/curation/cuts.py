@@ -1,6 +1,7 @@
 """Where scenes change: hard cuts, dissolves and fades, found by a cascade of three detectors (appendix C).
 
-All three are PySceneDetect's `ContentDetector`, which compares a frame with the one before. The paper says that its
+All three are PySceneDetect's `ContentDetector`, which compares the brightness of each pixel with that in the frame
+before (not its hue, which is noise in the dark and would put hard cuts into every fade). The paper says that its
 cascade runs at different frame rates and thresholds, but prints neither. Ours, chosen by measurement on real clips
 that were joined by known cuts (docs/benchmarks.md):
 
@@ -94,9 +95,12 @@ def _chosen(hard: list[int], slow: list[Dissolve]) -> list[Cut]:
     """The hard cuts, and of dissolves that overlap the clearest, unless a hard cut lies in it."""
     chosen = [Cut(number, number) for number in hard]
     for _, first, last in sorted(slow):
-        if all(last < cut.end or cut.start < first for cut in chosen):
-            whole = (last - first + 1 + 2) // 3  # what lies before 0.2 and after 0.8 of a straight rise
-            chosen.append(Cut(max(0, first - whole), last + 1 + whole))
+        ends = (last - first + 1 + 2) // 3  # frames before 0.2 and after 0.8 of a straight rise
+        whole = Cut(max(0, first - ends), last + 1 + ends)
+        if all(last < cut.end or cut.start < first for cut in chosen) and not any(
+            whole.end < cut.start and cut.end < whole.start for cut in chosen
+        ):
+            chosen.append(whole)
     return sorted(chosen)
 
 
@@ -176,7 +180,9 @@ def _grey(pixels: UInt8[ndarray, "h w 3"]) -> Float[ndarray, " p"]:
 
 
 def _content_detector(threshold: float) -> Any:
-    return require("scenedetect.detectors", "curate").ContentDetector(threshold=threshold, min_scene_len=0)
+    return require("scenedetect.detectors", "curate").ContentDetector(
+        threshold=threshold, min_scene_len=0, luma_only=True
+    )
 
 
 def _changed(detector: Any, number: int, frame: Small) -> bool:

@@ -51,10 +51,13 @@ def local_file(video: SourceVideo, folder: Path) -> Iterator[Path]:
     """The video as a file on this machine: itself, or for a URL a copy in ``folder``, removed afterwards.
 
     Raises:
-        UserError: it cannot be fetched, or the package for its kind of URL is not installed.
+        UserError: it is no file, cannot be fetched, or the package for its kind of URL is not installed.
     """
     if not _is_url(video.where):
-        yield Path(video.where)
+        path = Path(video.where)
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise UserError(f"{path} is no file: remove it or give it another ending")
+        yield path
         return
     copy = folder / f".{video.name}{PurePosixPath(video.where).suffix}"
     try:
