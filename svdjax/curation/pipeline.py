@@ -65,7 +65,7 @@ class Task:
 
 
 def annotate_video(
-    video: SourceVideo, out: Path, settings: Settings, took: dict[str, float]
+    video: SourceVideo, out: Path, settings: Settings, took: dict[str, float] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Write the clips of a video into ``out/clips/VIDEO``.
 
@@ -78,6 +78,7 @@ def annotate_video(
     Raises:
         UserError: it cannot be read, or the clips cannot be written.
     """
+    took = {} if took is None else took
     folder = out / CLIPS / video.name
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*"):  # of a run that was killed

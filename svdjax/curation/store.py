@@ -42,7 +42,11 @@ def failure_file(out: Path, video: str) -> Path:
 
 
 def write_rows(
-    out: Path, video: str, rows: Sequence[dict[str, Any]], notes: Sequence[str], took: Mapping[str, float]
+    out: Path,
+    video: str,
+    rows: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    took: Mapping[str, float] | None = None,
 ) -> None:
     """Write the rows of a video's clips, what is wrong with the video, and the seconds of each stage, at once.
 
@@ -54,7 +58,7 @@ def write_rows(
         table = arrow.Table.from_pylist([dict(row) for row in rows])
     else:
         table = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in _CORE.items()]).empty_table()
-    table = table.replace_schema_metadata({"notes": json.dumps(list(notes)), "took": json.dumps(took)})
+    table = table.replace_schema_metadata({"notes": json.dumps(list(notes)), "took": json.dumps(took or {})})
     with finished(rows_file(out, video), overwrite=True) as partial:
         parquet.write_table(table, partial)
     failure_file(out, video).unlink(missing_ok=True)
@@ -107,7 +111,7 @@ def _metadata(out: Path, key: str) -> dict[str, Any]:
     parquet = require("pyarrow.parquet", "curate")
     files = sorted((out / FOLDER).glob("*.parquet"))
     return {
-        file.stem: json.loads((parquet.read_schema(file).metadata or {}).get(key.encode(), b"[]")) for file in files
+        file.stem: json.loads((parquet.read_schema(file).metadata or {}).get(key.encode(), b"{}")) for file in files
     }
 
 

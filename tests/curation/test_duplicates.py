@@ -10,7 +10,7 @@ from PIL import Image
 from svdjax.curation.clip import ClipFrames
 from svdjax.curation.duplicates import find_duplicates, hash_stills, near_embeddings, near_hashes, perceptual_hash
 from svdjax.data.decoding import decode, decode_all, resize_crop
-from tests.curation.real import BIKES, RABBIT, SCENES
+from tests.curation.films import BIKE_CUTS, BIKES, RABBIT
 from tests.data.clips import encode
 
 
@@ -27,7 +27,7 @@ def near(a, b):
 @pytest.fixture(scope="module")
 def scenes():
     """One frame sequence of each scene of two real films."""
-    times = [(start + np.arange(20)) / 25 for start in SCENES]
+    times = [(start + np.arange(20)) / 25 for start in (0, *(cut + 1 for cut in BIKE_CUTS[:-1]))]
     found = [decode(BIKES, each) for each in times]
     return [*found, decode(RABBIT, np.arange(20) / 25, size=(240, 424))]
 

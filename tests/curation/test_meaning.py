@@ -19,7 +19,7 @@ from svdjax.data.sampling import caption_of
 from svdjax.errors import Unavailable, UserError
 from svdjax.models.clip_text import CLIPText, CLIPTextConfig
 from svdjax.models.clip_vision import CLIPVision, CLIPVisionConfig
-from tests.curation.real import BIKES
+from tests.curation.films import BIKES
 from tests.weights import random_model
 
 VISION = CLIPVisionConfig(width=32, layers=1, heads=2, mlp_dim=48, patch_size=56, image_size=112, projection_dim=24)
