@@ -60,7 +60,7 @@ def _parts(scan: Scan, first: int, stop: int, longest: float) -> Iterator[tuple[
         if len(near):
             cut = int(near[np.abs(times[near] - target).argmin()])
         else:
-            cut = max(first + 1, int(np.searchsorted(times, target)))
+            cut = max(first + 1, int(np.searchsorted(times, target - 1e-6)))
         yield first, cut
         first = cut
     yield first, stop

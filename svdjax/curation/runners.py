@@ -56,8 +56,8 @@ def _until_crash(task: Run, todo: list[SourceVideo], workers: int, suspects: lis
         while todo or running:
             try:
                 while todo and len(running) < _AHEAD * workers:
-                    running[pool.submit(task, todo[-1])] = todo[-1]
-                    todo.pop()  # after it is given out, which may fail
+                    future = pool.submit(task, todo[-1])
+                    running[future] = todo.pop()
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     name = future.result()

@@ -155,7 +155,7 @@ def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
     except FileNotFoundError:
         raise UserError(f"{label} does not exist: check the path") from None
     except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
-        reason = str(error).split(":")[0].strip() or "it holds no frame"
+        reason = getattr(error, "strerror", None) or str(error).split(":")[0].strip() or "it holds no frame"
         raise UserError(f"{label} cannot be read as a video ({reason}): replace or remove it") from None
 
 

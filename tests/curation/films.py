@@ -63,7 +63,7 @@ def small(frames, fps=FPS):
 
 
 def right(found, changes, tolerance=2):
-    """How many changes are found, and how many of the cuts found are changes: within the change or two frames of it.
+    """How many changes are found, and how many of the cuts found are right: within a change or two frames of it.
 
     Returns:
         Changes found, changes, cuts that are right, cuts.

@@ -1,4 +1,4 @@
-"""Clips lie inside their scenes, begin at key frames where that costs little, and hold exactly the frames planned."""
+"""Clips lie inside their scenes, begin at key frames where that costs little, and hold the frames planned."""
 
 import dataclasses
 from fractions import Fraction
