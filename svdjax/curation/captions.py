@@ -230,20 +230,20 @@ class LocalCaptioner:
             Unavailable: the extra is missing, or the model is none that captions pictures.
         """
         processor, model = self._loaded
-        inputs = processor(images=Image.fromarray(picture), return_tensors="pt")
+        inputs = processor(images=Image.fromarray(picture), return_tensors="pt").to(model.device)
         written = model.generate(**inputs, max_new_tokens=self.tokens, do_sample=False)
         return " ".join(processor.batch_decode(written, skip_special_tokens=True)[0].split())
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         transformers = require("transformers", "caption")
-        require("torch", "caption")
+        torch = require("torch", "caption")
         try:
             processor = transformers.AutoProcessor.from_pretrained(self.model)
-            model = transformers.AutoModelForImageTextToText.from_pretrained(self.model).eval()
+            model = transformers.AutoModelForImageTextToText.from_pretrained(self.model)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise Unavailable(f"{self.model}: no captioner that transformers can read ({reason})") from None
         if getattr(processor, "chat_template", None):
             raise Unavailable(f"{self.model}: a chat model: serve it, and give the address of its endpoint")
-        return processor, model
+        return processor, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -56,7 +56,8 @@ def claim(out: Path, settings: Settings) -> None:
     Raises:
         UserError: it was made with others, holds something else, or cannot be written.
     """
-    path, wanted = out / FILE, asdict(settings)
+    path = out / FILE
+    wanted = asdict(settings) | {"endpoint": settings.endpoint is not None}  # where the server is may change
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:

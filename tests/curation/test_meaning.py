@@ -11,7 +11,7 @@ from svdjax.curation.embeddings import ImageEmbedder, TextEmbedder, clip_scores
 from svdjax.curation.filtering import Rules, choose, write
 from svdjax.curation.meaning import KEY, Meaning, open_meaning
 from svdjax.curation.pipeline import Task
-from svdjax.curation.settings import Settings
+from svdjax.curation.settings import Settings, claim
 from svdjax.curation.sources import find_videos
 from svdjax.curation.store import read_failures, read_rows, read_took
 from svdjax.data.opening import open_source
@@ -123,3 +123,11 @@ def test_a_captioner_that_is_away_ends_the_run_and_the_next_one_misses_nothing(t
     assert "caption_image" not in record.annotations and "hash" not in record.annotations
     drawn = {caption_of(record, np.random.default_rng(seed)) for seed in range(50)}
     assert drawn == set(record.annotations["captions"].values()) and len(drawn) == 3
+
+
+def test_a_run_goes_on_with_the_same_captioner_at_another_address(tmp_path):
+    claim(tmp_path / "out", Settings(endpoint="http://one:1/v1", endpoint_model="m"))
+    claim(tmp_path / "out", Settings(endpoint="http://other:2/v1", endpoint_model="m"))
+    for other in (Settings(endpoint="http://one:1/v1", endpoint_model="n"), Settings(endpoint_model="m")):
+        with pytest.raises(UserError, match="was curated with other settings"):
+            claim(tmp_path / "out", other)
