@@ -26,6 +26,7 @@ class ClipFrames:
             clip shorter than half a second has its first and its last frame there.
         step: seconds between two frames of ``moving``; 0.5 but for such short clips.
         seconds: length of the clip. fps: its frames per second.
+        caption: that came with the video, or "".
     """
 
     name: str
@@ -34,14 +35,18 @@ class ClipFrames:
     step: float = 0.5
     seconds: float
     fps: float
+    caption: str = ""
 
 
 # A stage: what it adds to the clip's row. Values are what Parquet holds: numbers, text, bytes and lists of them.
 Annotate = Callable[[ClipFrames], dict[str, Any]]
 
 
-def look(path: Path, name: str) -> ClipFrames:
+def look(path: Path, name: str, caption: str = "") -> ClipFrames:
     """What the stages see of a clip file, in one pass of decoding.
+
+    Args:
+        name: of the clip. caption: that came with its video.
 
     Raises:
         UserError: it cannot be read.
@@ -65,6 +70,7 @@ def look(path: Path, name: str) -> ClipFrames:
         step=float(times[1] - times[0]) if len(times) > 1 else 0.5,
         seconds=info.last + 1 / info.fps,
         fps=info.fps,
+        caption=caption,
     )
 
 

@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from svdjax.curation import filtering, runners
+from svdjax.curation import filtering, runners, standings, vote_page
 from svdjax.curation.filtering import Rules
 from svdjax.curation.pipeline import Task
+from svdjax.curation.report import write_report
 from svdjax.curation.settings import Settings, claim
 from svdjax.curation.sources import SourceVideo, find_videos
 from svdjax.curation.stages import open_stages
@@ -22,6 +23,11 @@ from svdjax.errors import UserError, require
 from svdjax.progress import step_bar
 
 SHARDS = "shards"
+COMMANDS = {
+    "filter": (filtering.Filter, filtering.run),
+    "vote": (vote_page.Vote, vote_page.run),
+    "elo": (standings.Elo, standings.run),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,7 @@ class Curate:
     """Cut videos into clips, annotate each clip once, filter, and write shards that training reads.
 
     The same command goes on where an interrupted one stopped. `svdjax curate filter DIR` chooses again among the
-    annotated clips.
+    annotated clips; `svdjax curate vote` and `svdjax curate elo` compare models that were trained on them.
 
     Attributes:
         sources: folders, videos, lists of them (.txt), or URLs (gs://...).
@@ -62,9 +68,10 @@ class Curate:
 
 
 def main(argv: Sequence[str]) -> None:
-    """``svdjax curate SOURCES... --out DIR`` or ``svdjax curate filter DIR``."""
-    if argv and argv[0] == "filter":
-        filtering.run(tyro.cli(filtering.Filter, args=argv[1:], prog="svdjax curate filter"))
+    """``svdjax curate SOURCES... --out DIR``, or one of `COMMANDS`."""
+    if argv and argv[0] in COMMANDS:
+        options, act = COMMANDS[argv[0]]
+        act(tyro.cli(options, args=argv[1:], prog=f"svdjax curate {argv[0]}"))
     else:
         run(tyro.cli(Curate, args=argv, prog="svdjax curate"))
 
@@ -91,6 +98,7 @@ def run(args: Curate) -> None:
         filtered = filtering.choose(rows, args.rules)
         console.print(filtering.table(rows, filtered))
         filtering.write(args.out, rows, filtered, args.out / SHARDS, shards=args.shards)
+        console.print(write_report(args.out, rows, filtered, args.rules.axes()), markup=False, soft_wrap=True)
     console.print(f"train with --data.train {args.out / SHARDS}")
 
 

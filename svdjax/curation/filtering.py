@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from svdjax.conversion.output import finished
+from svdjax.curation.duplicates import find_duplicates
+from svdjax.curation.report import write_report
 from svdjax.curation.store import read_rows
-from svdjax.curation.thresholds import PAPER, Axis, Filtered, Row, decide
+from svdjax.curation.thresholds import PAPER, Axis, Filtered, Row, decide, effects
 from svdjax.data.records import ClipRecord, write_shards
 from svdjax.errors import UserError
 
@@ -72,7 +74,7 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Choose among annotated clips; print what each axis removes; write the rest as shards for training.
+    """Choose among annotated clips: print and report what each axis removes, write the rest as shards for training.
 
     Attributes:
         directory: the --out of `svdjax curate`.
@@ -88,7 +90,7 @@ class Filter:
 
 
 def run(args: Filter) -> None:
-    """Print the table, and write the shards if asked to.
+    """Print the table, write the report anew, and write the shards if asked to.
 
     Raises:
         UserError: no annotations, no clip stays, or the shards cannot be written.
@@ -98,6 +100,7 @@ def run(args: Filter) -> None:
     rows = read_rows(args.directory)
     filtered = choose(rows, args.rules)
     Console().print(table(rows, filtered))
+    print(write_report(args.directory, rows, filtered, args.rules.axes()))
     if args.out is not None:
         write(args.directory, rows, filtered, args.out, shards=args.shards)
         print(args.out)
@@ -105,7 +108,7 @@ def run(args: Filter) -> None:
 
 def choose(rows: Sequence[Row], rules: Rules) -> Filtered:
     """Apply the rules to all clips."""
-    also = {}
+    also = {"duplicate": find_duplicates(rows).removed} if rules.duplicates else {}
     return decide(rows, rules.axes(), also)
 
 
@@ -114,22 +117,13 @@ def table(rows: Sequence[Row], filtered: Filtered) -> Table:
     made = Table(title=f"{len(rows)} clips")
     for column in ("axis", "threshold", "removes", "removes alone", "share"):
         made.add_column(column, justify="left" if column == "axis" else "right")
-    for name, numbers in filtered.removed.items():
-        others = set().union(*(other for axis, other in filtered.removed.items() if axis != name))
-        threshold = f"{filtered.thresholds[name]:.4g}" if name in filtered.thresholds else ""
-        only = len(set(numbers) - others)
-        made.add_row(name, threshold, str(len(numbers)), str(only), _share(len(numbers), rows), end_section=False)
-    gone = len(rows) - len(filtered.kept)
+    *axes, gone, kept = effects(rows, filtered)
+    for effect in axes:
+        made.add_row(effect.name, effect.threshold, str(effect.removes), str(effect.alone), effect.share)
     made.add_section()
-    made.add_row("all together", "", str(gone), "", _share(gone, rows))
-    made.add_row(
-        "[bold]kept[/bold]", "", f"[bold]{len(filtered.kept)}[/bold]", "", _share(len(filtered.kept), rows)
-    )
+    for effect, style in ((gone, None), (kept, "bold")):
+        made.add_row(effect.name, "", str(effect.removes), "", effect.share, style=style)
     return made
-
-
-def _share(count: int, rows: Sequence[Row]) -> str:
-    return f"{count / max(1, len(rows)):.1%}"
 
 
 def write(directory: Path, rows: Sequence[Row], filtered: Filtered, out: Path, *, shards: int) -> None:
@@ -155,4 +149,10 @@ def _records(directory: Path, rows: Sequence[Row], kept: Sequence[int]) -> Itera
 
 
 def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None and name not in _LEFT_OUT}
+    """What training may read of a row; three captions become ``captions``, of which it draws."""
+    found = {name: value for name, value in row.items() if value is not None and name not in _LEFT_OUT}
+    image, video = found.pop("caption_image", ""), found.pop("caption_video", "")
+    captions = {"image": image, "video": video, "merged": found.get("caption", "")}
+    return (
+        found | {"captions": {name: text for name, text in captions.items() if text}} if image or video else found
+    )

@@ -3,9 +3,10 @@ complete or not at all, and may be written twice: so a run can be killed, repeat
 """
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from svdjax.curation.sources import SourceVideo, local_file
 from svdjax.curation.stages import open_stages
 from svdjax.curation.store import rows_file, write_failure, write_rows
 from svdjax.data.decoding import probe
-from svdjax.errors import MissingPackage, UserError
+from svdjax.errors import Unavailable, UserError
 
 CLIPS = "clips"
 
@@ -42,14 +43,16 @@ class Task:
             The video's name.
 
         Raises:
-            UserError: what stops every video: a package is not installed, or the directory cannot be written.
+            UserError: what stops every video: a package is not installed, a captioner does not answer, or the
+            directory cannot be written.
         """
         if self.is_done(video):
             return video.name
         try:
-            rows, notes = annotate_video(video, self.out, self.settings)
-            write_rows(self.out, video.name, rows, notes)
-        except MissingPackage:
+            took: dict[str, float] = {}
+            rows, notes = annotate_video(video, self.out, self.settings, took)
+            write_rows(self.out, video.name, rows, notes, took)
+        except Unavailable:
             raise
         except UserError as error:
             if isinstance(error.__cause__, OSError):  # `finished`: it is the writing that failed
@@ -61,8 +64,13 @@ class Task:
         return video.name
 
 
-def annotate_video(video: SourceVideo, out: Path, settings: Settings) -> tuple[list[dict[str, Any]], list[str]]:
+def annotate_video(
+    video: SourceVideo, out: Path, settings: Settings, took: dict[str, float] | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Write the clips of a video into ``out/clips/VIDEO``.
+
+    Args:
+        took: to which the seconds that each stage took are added.
 
     Returns:
         The row of each clip, and what is wrong with the video, in words.
@@ -70,39 +78,47 @@ def annotate_video(video: SourceVideo, out: Path, settings: Settings) -> tuple[l
     Raises:
         UserError: it cannot be read, or the clips cannot be written.
     """
+    took = {} if took is None else took
     folder = out / CLIPS / video.name
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*"):  # of a run that was killed
         leftover.unlink()
+    text = Path(video.where).with_suffix(".txt")
+    caption = text.read_text(errors="replace").strip() if text.is_file() else ""
     rows: list[dict[str, Any]] = []
     with local_file(video, folder) as path:
-        found = scan(path, video.where)
+        with _timed(took, "find cuts"):
+            found = scan(path, video.where)
         notes = list(found.notes)
         for span in plan(found, shortest=settings.shortest, longest=settings.longest):
             file = folder / f"{video.name}_{span.first:06d}.mp4"
-            write_clip(path, found, span, file, video.where)
+            with _timed(took, "write clips"):
+                write_clip(path, found, span, file, video.where)
             try:
-                rows.append(
-                    _row(video, found, span, file.relative_to(out)) | annotate_clip(file, _stages(settings))
-                )
-            except MissingPackage:
+                seen = annotate_clip(file, open_stages(settings)[0], caption, took)
+                rows.append(_row(video, found, span, file.relative_to(out)) | seen)
+            except Unavailable:
                 raise
             except UserError as error:
                 notes.append(str(error))
                 file.unlink()
-    caption = Path(video.where).with_suffix(".txt")
-    if caption.is_file():
-        rows = [row | {"caption": caption.read_text(errors="replace").strip()} for row in rows]
     return rows, notes
 
 
-def annotate_clip(file: Path, stages: Mapping[str, Annotate]) -> dict[str, Any]:
+def annotate_clip(
+    file: Path, stages: Mapping[str, Annotate], caption: str = "", took: dict[str, float] | None = None
+) -> dict[str, Any]:
     """What the stages say of one clip file.
+
+    Args:
+        caption: that came with the video, or "". took: as of `annotate_video`.
 
     Raises:
         UserError: it cannot be read, or a stage's package is not installed.
     """
-    clip, info = look(file, file.stem), probe(file)
+    took = {} if took is None else took
+    with _timed(took, "decode clips"):
+        clip, info = look(file, file.stem, caption), probe(file)
     row: dict[str, Any] = {
         "name": clip.name,
         "seconds": clip.seconds,
@@ -111,9 +127,17 @@ def annotate_clip(file: Path, stages: Mapping[str, Annotate]) -> dict[str, Any]:
         "width": info.width,
         "short_side": min(info.height, info.width),
     }
-    for stage in stages.values():
-        row |= stage(clip)
+    for name, stage in stages.items():
+        with _timed(took, name):
+            row |= stage(clip)
     return row
+
+
+@contextmanager
+def _timed(took: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    took[stage] = took.get(stage, 0.0) + time.perf_counter() - start
 
 
 def _row(video: SourceVideo, found: Scan, span: Span, file: Path) -> dict[str, Any]:
@@ -130,9 +154,3 @@ def _row(video: SourceVideo, found: Scan, span: Span, file: Path) -> dict[str, A
         "codec": found.codec if span.copy else "h264",
         "copied": span.copy,
     }
-
-
-@lru_cache(maxsize=1)
-def _stages(settings: Settings) -> dict[str, Annotate]:
-    """Opened once in each process: some hold weights."""
-    return open_stages(settings)[0]

@@ -18,11 +18,25 @@ class Settings:
         shortest: seconds of the shortest clip; the default is SVD's 14 frames at 7 a second.
         longest: seconds; longer scenes are cut into parts.
         text: measure how much of the picture is text, the slowest axis of those that need no weights.
+        clip_image: a checkpoint with an image tower, such as SVD's, for embeddings.
+        clip_text: a checkpoint with the text tower that belongs to it, such as the single file of SD 2.1, to score
+            captions.
+        aesthetic: .safetensors file of an aesthetics head that was trained on this image tower.
+        image_captioner: a captioner of transformers, as a folder or a name on the Hugging Face Hub.
+        endpoint: address of a server with OpenAI's chat protocol, such as http://localhost:8000/v1, for captions;
+            SVDJAX_ENDPOINT_KEY in the environment is sent as its key.
+        endpoint_model: name of the model there.
     """
 
     shortest: float = 2.0
     longest: float = 20.0
     text: bool = True
+    clip_image: str | None = None
+    clip_text: str | None = None
+    aesthetic: str | None = None
+    image_captioner: str | None = None
+    endpoint: str | None = None
+    endpoint_model: str = ""
 
     def __post_init__(self) -> None:
         """
@@ -42,7 +56,8 @@ def claim(out: Path, settings: Settings) -> None:
     Raises:
         UserError: it was made with others, holds something else, or cannot be written.
     """
-    path, wanted = out / FILE, asdict(settings)
+    path = out / FILE
+    wanted = asdict(settings) | {"endpoint": settings.endpoint is not None}  # where the server is may change
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:

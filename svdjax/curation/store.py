@@ -5,7 +5,8 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,14 @@ def failure_file(out: Path, video: str) -> Path:
     return out / FOLDER / f"{video}.json"
 
 
-def write_rows(out: Path, video: str, rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> None:
-    """Write the rows of a video's clips, and what is wrong with the video, at once.
+def write_rows(
+    out: Path,
+    video: str,
+    rows: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    took: Mapping[str, float] | None = None,
+) -> None:
+    """Write the rows of a video's clips, what is wrong with the video, and the seconds of each stage, at once.
 
     Raises:
         UserError: pyarrow is not installed, or the file cannot be written.
@@ -51,7 +58,7 @@ def write_rows(out: Path, video: str, rows: Sequence[dict[str, Any]], notes: Seq
         table = arrow.Table.from_pylist([dict(row) for row in rows])
     else:
         table = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in _CORE.items()]).empty_table()
-    table = table.replace_schema_metadata({"notes": json.dumps(list(notes))})
+    table = table.replace_schema_metadata({"notes": json.dumps(list(notes)), "took": json.dumps(took or {})})
     with finished(rows_file(out, video), overwrite=True) as partial:
         parquet.write_table(table, partial)
     failure_file(out, video).unlink(missing_ok=True)
@@ -88,13 +95,24 @@ def read_rows(out: Path, columns: Sequence[str] | None = None) -> list[dict[str,
 
 def read_notes(out: Path) -> dict[str, list[str]]:
     """What is wrong with each video that has clips all the same, by its name."""
+    return {video: notes for video, notes in _metadata(out, "notes").items() if notes}
+
+
+def read_took(out: Path) -> dict[str, float]:
+    """The seconds that each stage took, of all videos."""
+    total: Counter[str] = Counter()
+    for took in _metadata(out, "took").values():
+        total.update(took)
+    return dict(total)
+
+
+def _metadata(out: Path, key: str) -> dict[str, Any]:
+    """What is written of each video beside its rows."""
     parquet = require("pyarrow.parquet", "curate")
-    found = {}
-    for file in sorted((out / FOLDER).glob("*.parquet")):
-        notes = json.loads((parquet.read_schema(file).metadata or {}).get(b"notes", b"[]"))
-        if notes:
-            found[file.stem] = notes
-    return found
+    files = sorted((out / FOLDER).glob("*.parquet"))
+    return {
+        file.stem: json.loads((parquet.read_schema(file).metadata or {}).get(key.encode(), b"{}")) for file in files
+    }
 
 
 def read_failures(out: Path) -> list[dict[str, str]]:

@@ -58,6 +58,22 @@ class Filtered:
     thresholds: dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What an axis does, in figures and in words.
+
+    Attributes:
+        name: of the axis; "all together" and "kept" at the end. threshold: as text; empty where there is none.
+        removes: number of clips. alone: of these, that no other axis removes. share: of all clips, as text.
+    """
+
+    name: str
+    threshold: str
+    removes: int
+    alone: int | str
+    share: str
+
+
 PAPER = (
     Axis(name="motion", column="motion_score", keeps="above", percentile=25.0),
     Axis(name="aesthetic", column="aesthetic", keeps="above", percentile=25.0),
@@ -85,7 +101,8 @@ def decide(rows: Sequence[Row], axes: Sequence[Axis], also: Mapping[str, Sequenc
         sign = 1.0 if axis.keeps == "above" else -1.0
         threshold = axis.threshold
         if threshold is None:
-            threshold = sign * float(np.percentile(sign * measured, axis.percentile, method="higher"))
+            count = int(len(measured) * axis.percentile / 100 + 1e-9)  # of clips to remove, rounded down
+            threshold = sign * float(np.sort(sign * measured)[count])
         thresholds[axis.name] = threshold
         removed[axis.name] = np.flatnonzero(sign * values < sign * threshold).tolist()
     removed |= {name: sorted(numbers) for name, numbers in (also or {}).items()}
@@ -93,3 +110,19 @@ def decide(rows: Sequence[Row], axes: Sequence[Axis], also: Mapping[str, Sequenc
     return Filtered(
         kept=[number for number in range(len(rows)) if number not in gone], removed=removed, thresholds=thresholds
     )
+
+
+def effects(rows: Sequence[Row], filtered: Filtered) -> list[Effect]:
+    """What each axis removes, what all of them remove together, and what stays."""
+    found = []
+    for name, numbers in filtered.removed.items():
+        others = set().union(*(other for axis, other in filtered.removed.items() if axis != name))
+        threshold = f"{filtered.thresholds[name]:.4g}" if name in filtered.thresholds else ""
+        found.append(_effect(rows, name, len(numbers), threshold, len(set(numbers) - others)))
+    gone = len(rows) - len(filtered.kept)
+    return [*found, _effect(rows, "all together", gone), _effect(rows, "kept", len(filtered.kept))]
+
+
+def _effect(rows: Sequence[Row], name: str, count: int, threshold: str = "", alone: int | str = "") -> Effect:
+    share = f"{count / max(1, len(rows)):.1%}"
+    return Effect(name=name, threshold=threshold, removes=count, alone=alone, share=share)

@@ -72,6 +72,7 @@ def annotated(folder, count=12):
         file = folder / "clips" / "film" / f"film_{i}.mp4"
         file.write_bytes(film())
         known = {"name": f"film_{i}", "video": "film", "file": f"clips/film/{file.name}", "motion_score": 1.0 + i}
+        known |= {"start": 2.4 * i, "end": 2.4 * (i + 1)}
         size = {"fps": 10.0, "seconds": 2.4, "height": 96, "width": 128, "short_side": 96}
         made.append(known | size | {"text_area": 0.2 if i == 11 else 0.0, "flow_map": b"12"})
     write_rows(folder, "film", made, [])
