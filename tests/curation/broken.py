@@ -5,23 +5,29 @@ import os
 import tempfile
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image
 
+from tests.curation.films import RABBIT
 from tests.data.clips import encode, turned
 
 FPS = 10
 
 
 def moving(frames=24, height=96, width=128, shift=2):
-    """A random texture that moves; no two frames are equal."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(40, 216, (height // 8 + 1, (width + frames * shift) // 8 + 1, 3), np.uint8)
-    texture = np.asarray(Image.fromarray(coarse).resize((width + frames * shift, height), Image.Resampling.BICUBIC))
-    return np.stack([texture[:, i * shift : i * shift + width] for i in range(frames)])
+    """A view that pans over a real picture; no two frames are equal."""
+    picture = _picture()
+    return np.stack([picture[100 : 100 + height, i * shift : i * shift + width] for i in range(frames)])
+
+
+@cache
+def _picture():
+    with av.open(str(RABBIT)) as container:
+        return next(container.decode(video=0)).reformat(640, 360, "rgb24").to_ndarray()
 
 
 def film(frames=24, **options):

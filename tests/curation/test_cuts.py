@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svdjax.curation.cuts import Cut, find_cuts, judge_mixture
+from svdjax.curation.cuts import Cut, find_cuts, judge_mixture, unmoved
 from tests.curation.films import BIKE_CUTS, BIKES, joined, order, right, shots, small
 
 
@@ -73,3 +73,22 @@ def test_a_mixture_is_told_from_a_cut_a_jump_and_motion():
     assert judge_mixture(mixture(late)) is None  # fast, then slow: something passed by
     slight = mixture(rise)[0] + rise[:, None] * np.float32(20) * np.sin(np.arange(576, dtype=np.float32))
     assert judge_mixture(slight.astype(np.float32)) is None  # the same picture, a little changed
+
+
+def test_pans_over_real_pictures_are_no_cuts(parts):
+    """A soft picture that moves looks like a mixture, but for the flow."""
+    wide = [part[0] for part in shots(height=360, width=640)[::2]]
+    pans = [
+        np.stack([picture[100:196:2, i * step : i * step + 128 : 2] for i in range(60)])
+        for picture in wide
+        for step in (1, 2, 4)
+    ]
+    assert sum(bool(find_cuts(small(np.repeat(np.repeat(pan, 2, 1), 2, 2), fps=10.0))) for pan in pans) <= 1
+
+
+def test_flow_accounts_for_motion_and_not_for_a_dissolve(parts):
+    picture, other = parts[5][0], parts[7][0]
+    assert unmoved(picture[:, :120], picture[:, 2:122]) < 0.2
+    mixed = [np.uint8(picture * (1 - a) + other * a) for a in (0.4, 0.6)]
+    assert unmoved(*mixed) > 0.7
+    assert unmoved(picture, picture) == 0.0
