@@ -174,7 +174,7 @@ def looped(data, repeats):
 
 
 def test_the_command_line_takes_both_forms(whole, tmp_path, capsys):
-    main(["filter", str(whole), "--motion-percentile", "75", "--out", str(tmp_path / "shards")])
+    main(["filter", str(whole), "--motion-percentile", "75", "--no-duplicates", "--out", str(tmp_path / "shards")])
     said = capsys.readouterr().out
     assert "12 clips" in said and len(open_source(tmp_path / "shards")) == 4
     with pytest.raises(SystemExit):
