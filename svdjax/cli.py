@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": ("svdjax.sampling.command", "Sample", "make videos of photos or texts"),
     "train": ("svdjax.training.run", None, "train the models of a configuration file"),
     "precompute": ("svdjax.training.precompute", None, "encode the training clips once, into a latent cache"),
+    "curate": ("svdjax.curation.command", None, "turn raw videos into a training set: cut, annotate, filter"),
     "plan": ("svdjax.planning.command", None, "compile training or sampling for a TPU slice and say what it needs"),
     "convert": ("svdjax.conversion.convert", "Convert", "turn a checkpoint into another format"),
     "record": ("svdjax.conversion.record", "Record", "run the PyTorch reference and store what it computes"),

@@ -1,6 +1,7 @@
 """The one exception for mistakes that the user can mend, and the checks that raise it."""
 
 import importlib
+import math
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -12,8 +13,12 @@ class UserError(Exception):
     """
 
 
-class MissingPackage(UserError):
-    """An optional package is not installed: nothing is wrong with what it would have worked on."""
+class Unavailable(UserError):
+    """Something that the work needs cannot be had: nothing is wrong with what it would have worked on."""
+
+
+class MissingPackage(Unavailable):
+    """An optional package is not installed."""
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -49,6 +54,18 @@ def check_keys(what: str, found: Iterable[str], expected: Iterable[str]) -> None
         problems.append(f"{len(unexpected)} unexpected: {_shortened(unexpected)}")
     if problems:
         raise UserError(f"{what}: {'; '.join(problems)}")
+
+
+def check_range(what: str, value: int | float, least: int, most: int | float = math.inf) -> None:
+    """Check a number of the user's.
+
+    Raises:
+        UserError: it is below ``least``, above ``most``, or none.
+    """
+    if not least <= value <= most:
+        raise UserError(
+            f"{what} {value}: must be at least {least}" + (f" and at most {most}" if most < math.inf else "")
+        )
 
 
 def _shortened(names: list[str], most: int = 8) -> str:

@@ -6,6 +6,7 @@ A video is a file path, the bytes of a file, or `Frames` that were decoded befor
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from svdjax.errors import UserError
 from svdjax.typing import Float, Int, UInt8, ndarray
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".wmv", ".ogv", ".gif")
+
+# That decode a video, of more than 512 x 512 pixels; 0 is one for each core. Worker processes set 1.
+THREADS: ContextVar[int] = ContextVar("THREADS", default=0)
 
 # A frame counts as shown from a thousandth of a second before its time stamp: containers round them.
 _EARLY = 1e-3
@@ -54,8 +58,8 @@ def probe(video: Video, name: str = "") -> VideoInfo:
     """
     if isinstance(video, Frames):
         _, height, width, _ = video.frames.shape
-        return VideoInfo(height=height, width=width, fps=_rate(video.times), last=float(video.times[-1]))
-    with _opened(video, name) as container:
+        return VideoInfo(height=height, width=width, fps=frame_rate(video.times), last=float(video.times[-1]))
+    with opened(video, name) as container:
         stream = container.streams.video[0]
         first = next(container.decode(stream))
         height, width = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
@@ -66,9 +70,9 @@ def probe(video: Video, name: str = "") -> VideoInfo:
             if p.dts is not None or p.pts is not None
         )
         if not ticks:  # raw streams carry no time stamps
-            return VideoInfo(height=height, width=width, fps=float(_nominal_rate(stream)), last=0.0)
+            return VideoInfo(height=height, width=width, fps=float(nominal_rate(stream)), last=0.0)
         times = np.array([float((tick - ticks[0]) * stream.time_base) for tick in ticks])
-        return VideoInfo(height=height, width=width, fps=_rate(times), last=float(times[-1]))
+        return VideoInfo(height=height, width=width, fps=frame_rate(times), last=float(times[-1]))
 
 
 def decode(
@@ -95,8 +99,8 @@ def decode(
         frames = video.frames[on_show(video.times, np.asarray(times, float))]
         return frames if size is None else resize_crop(frames, size)
     shown = []
-    for frame, count in _walk(video, [float(t) for t in times], name):
-        pixels = _to_rgb(frame)[None]
+    for frame, count in walk(video, [float(t) for t in times], name):
+        pixels = to_rgb(frame)[None]
         shown += [pixels if size is None else resize_crop(pixels, size)] * count
     return np.concatenate(shown)
 
@@ -110,9 +114,9 @@ def decode_all(video: Video, *, size: tuple[int, int] | None = None, name: str =
     if isinstance(video, Frames):
         return video if size is None else Frames(frames=resize_crop(video.frames, size), times=video.times)
     frames, times = [], []
-    with _opened(video, name) as container:
-        for frame, time in _timed_frames(container):
-            pixels = _to_rgb(frame)[None]
+    with opened(video, name) as container:
+        for frame, time in timed_frames(container):
+            pixels = to_rgb(frame)[None]
             frames.append(pixels if size is None else resize_crop(pixels, size))
             times.append(time)
     return Frames(frames=np.concatenate(frames), times=np.array(times) - times[0])
@@ -137,7 +141,7 @@ def resize_crop(frames: UInt8[ndarray, "t H W 3"], size: tuple[int, int]) -> UIn
 
 
 @contextmanager
-def _opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
+def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
     """Open a video; whatever goes wrong inside becomes one line that names it."""
     label = name or (str(video) if isinstance(video, Path) else "video")
     try:
@@ -146,22 +150,26 @@ def _opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
                 raise UserError(f"{label} holds no pictures: give a video file")
             context = container.streams.video[0].codec_context
             # Threads cost more than they save on small pictures; data loading runs videos side by side anyway.
-            context.thread_count = 1 if context.width * context.height <= 512 * 512 else 0
+            context.thread_count = 1 if context.width * context.height <= 512 * 512 else THREADS.get()
             yield container
     except FileNotFoundError:
         raise UserError(f"{label} does not exist: check the path") from None
     except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
-        reason = str(error).split(":")[0].strip() or "it holds no frame"
+        reason = getattr(error, "strerror", None) or str(error).split(":")[0].strip() or "it holds no frame"
         raise UserError(f"{label} cannot be read as a video ({reason}): replace or remove it") from None
 
 
-def _walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tuple[av.VideoFrame, int]]:
-    """The frames on show at ascending targets, each with how many of the targets it serves."""
+def walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tuple[av.VideoFrame, int]]:
+    """The frames on show at ascending targets, each with how many of the targets it serves, as they are decoded.
+
+    Raises:
+        UserError: not a readable video, or it ends before the last target.
+    """
     label = name or (str(video) if isinstance(video, Path) else "video")
-    with _opened(video, name) as container:
+    with opened(video, name) as container:
         start = _seek(container, targets[0])
         shown, shown_at, step, done = None, 0.0, 0.0, 0
-        for frame, time in _timed_frames(container):
+        for frame, time in timed_frames(container):
             ready = sum(target + _EARLY < time - start for target in targets[done:])
             if ready and shown is not None:
                 yield shown, ready
@@ -171,7 +179,7 @@ def _walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tupl
             step = max(step, time - shown_at) if shown is not None else 0.0
             shown, shown_at = frame, time
         if shown is None or targets[-1] > shown_at - start + max(
-            1.5 * step, 1.5 / _nominal_rate(container.streams.video[0])
+            1.5 * step, 1.5 / nominal_rate(container.streams.video[0])
         ):
             raise UserError(f"{label} ends before second {targets[-1]:.2f}: replace it, it may be truncated")
         yield shown, len(targets) - done
@@ -186,26 +194,26 @@ def _seek(container: InputContainer, target: float) -> float:
     return origin
 
 
-def _timed_frames(container: InputContainer) -> Iterator[tuple[av.VideoFrame, float]]:
+def timed_frames(container: InputContainer) -> Iterator[tuple[av.VideoFrame, float]]:
     """Decode; frames without a time stamp get the nominal rate's."""
     stream = container.streams.video[0]
-    rate = _nominal_rate(stream)
+    rate = nominal_rate(stream)
     for index, frame in enumerate(container.decode(stream)):
         yield frame, index / rate if frame.time is None else frame.time
 
 
-def _nominal_rate(stream: av.VideoStream) -> float:
+def nominal_rate(stream: av.VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _rate(times: Float[ndarray, " t"]) -> float:
+def frame_rate(times: Float[ndarray, " t"]) -> float:
     """Frames per second: the inverse of the median step, which one long pause does not bend."""
     steps = np.diff(times)
     steps = steps[steps > 0]
     return float(1 / np.median(steps)) if len(steps) else 1.0
 
 
-def _to_rgb(frame: av.VideoFrame) -> UInt8[ndarray, "h w 3"]:
+def to_rgb(frame: av.VideoFrame) -> UInt8[ndarray, "h w 3"]:
     """RGB of a frame of any pixel format and bit depth, turned upright."""
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4 if frame.rotation else 0

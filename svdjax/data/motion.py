@@ -109,17 +109,24 @@ def motion_score(video: Video, *, name: str = "") -> float:
         UserError: not a readable video, or OpenCV is not installed.
     """
     info = probe(video, name)
-    count = min(int(info.last * SCORE_FPS + 1e-3) + 1, _MAX_FRAMES)
-    times = np.arange(count) / SCORE_FPS if count > 1 else np.array([0.0, info.last])
-    size = _reduced(info.height, info.width)
-    seconds = times[1] - times[0]
-    if seconds <= 0:
-        return 0.0
-    per_step = flow_magnitude(decode(video, times, size=size, name=name))
-    return 100 * per_step / min(size) * (1 / SCORE_FPS) / float(seconds)
+    times = score_times(info.last)
+    size = working_size(info.height, info.width)
+    frames = decode(video, times, size=size, name=name)
+    return flow_magnitude(frames) * score_unit(size, times)
 
 
-def _reduced(height: int, width: int) -> tuple[int, int]:
+def score_times(last: float) -> Float[ndarray, " t"]:
+    """When a clip's motion is measured, in seconds from its first frame; ``last`` is the time of its last one."""
+    count = min(int(last * SCORE_FPS + 1e-3) + 1, _MAX_FRAMES)
+    return np.arange(count) / SCORE_FPS if count > 1 else np.array([0.0, last] if last > 0 else [0.0])
+
+
+def score_unit(size: tuple[int, int], times: Float[ndarray, " t"]) -> float:
+    """What a flow of one pixel per frame counts in the score, of frames of (height, width) at `score_times`."""
+    return 100 / min(size) / SCORE_FPS / float(times[1] - times[0]) if len(times) > 1 else 0.0
+
+
+def working_size(height: int, width: int) -> tuple[int, int]:
     """The size that keeps proportions and has the working shorter side, at most the given one."""
     zoom = min(1.0, _WORKING_SIDE / min(height, width))
     return max(1, round(height * zoom)), max(1, round(width * zoom))

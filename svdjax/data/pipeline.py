@@ -18,7 +18,7 @@ from svdjax.data.drawing import Group, Order
 from svdjax.data.measuring import BadClips
 from svdjax.data.motion import MotionBuckets
 from svdjax.data.records import ClipRecord
-from svdjax.data.sampling import ClipSampling, cut_clip, views_of
+from svdjax.data.sampling import ClipSampling, caption_of, cut_clip, views_of
 from svdjax.data.sources import ClipSource, InMemory, Mixture
 from svdjax.errors import UserError
 from svdjax.typing import Array, Float, UInt8
@@ -54,7 +54,7 @@ def clip_batches(
     """Batches of ``{"video": uint8 [b t h w 3], "fps": float32 [b], "motion_bucket": float32 [b]}``.
 
     ``fps`` is the true frame rate of each clip, ``motion_bucket`` is 1..255 on the source's map. With
-    ``sampling.captions`` also ``caption``, a list of b strings, "" where a clip has none; with ``sampling.views``
+    ``sampling.captions`` also ``caption``, a list of b strings (see `sampling.caption_of`); with ``sampling.views``
     ``azimuths`` float32 [b t] and ``elevation`` float32 [b], in degrees. ``replaced``, int32 [b],
     counts the videos that could not be used for a row: one that cannot be decoded or is too short is logged by
     name, and another one takes its place. Where the source has pictures, ``image_only``, bool [b], marks them: each
@@ -245,7 +245,7 @@ def _item(
     if mark:
         item["image_only"] = np.bool_(record.is_picture)
     if sampling.captions:
-        item["caption"] = record.annotations.get("caption", "")
+        item["caption"] = caption_of(record, rng)
     if sampling.views:
         item |= views_of(record, times)
     return item

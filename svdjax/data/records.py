@@ -2,7 +2,8 @@
 
 A record is, in this order: the 4 bytes ``SVC1``; the length of the annotations as a little-endian uint32; the
 annotations, a JSON object in UTF-8; the bytes of a video file of any kind. Annotations always hold ``name``,
-``fps``, ``seconds`` and ``motion_score``, often ``caption``, and for the built-in world all of `sprites.Truth`.
+``fps``, ``seconds`` and ``motion_score``, often ``caption``, or ``captions``, of which one is drawn each time (see
+`sampling.caption_of`), and for the built-in world all of `sprites.Truth`.
 With ``image_only`` they are those of a picture, and the bytes are a picture file's.
 
 ``dataset.json`` holds ``format``, ``clips``, ``pictures`` (how many of the clips are), ``bytes``, ``shards`` (file

@@ -13,6 +13,8 @@ from svdjax.errors import UserError
 from svdjax.typing import Float, Int, UInt8, ndarray
 
 Shape = tuple[int, int, int]  # frames, height, width
+# How often a clip with several captions shows each (paper, section 3.1: CoCa's, V-BLIP's, the merged one).
+CAPTION_WEIGHTS = {"image": 0.5, "video": 0.25, "merged": 0.25}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class ClipSampling:
             does not enlarge it, then the longest and largest; a picture first of all one with the fewest frames.
             A batch has one shape.
         flip: mirror half of the clips left to right. Captions that name a side then lie.
-        captions: whether clips carry ``caption``.
+        captions: whether clips carry ``caption`` (see `caption_of`).
         views: whether clips carry where the camera stood (see `views_of`), for orbits around an object.
     """
 
@@ -127,6 +129,21 @@ def views_of(record: ClipRecord, times: Float[ndarray, " t"]) -> dict[str, ndarr
         )
     shown = on_show(np.arange(len(azimuths)) / notes["fps"], times)
     return {"azimuths": np.array(azimuths, np.float32)[shown], "elevation": np.float32(elevation)}
+
+
+def caption_of(record: ClipRecord, rng: np.random.Generator) -> str:
+    """The caption of a clip: one of its ``captions`` by `CAPTION_WEIGHTS`, or its ``caption``, or "".
+
+    Args:
+        record: ``captions`` holds texts under any of the names of the weights; one that is missing leaves its share
+            to the others, in their proportions.
+    """
+    captions = record.annotations.get("captions") or {}
+    names = [name for name in CAPTION_WEIGHTS if captions.get(name)]
+    if not names:
+        return record.annotations.get("caption") or ""
+    weights = np.array([CAPTION_WEIGHTS[name] for name in names])
+    return captions[names[int(rng.choice(len(names), p=weights / weights.sum()))]]
 
 
 def _repeated(

@@ -53,9 +53,14 @@ def global_motion(frames: UInt8[ndarray, "t h w 3"]) -> GlobalMotion:
     Raises:
         UserError: OpenCV is not installed.
     """
-    fits = np.array([_fit(flow) for flow in flow_fields(frames)]).reshape(-1, 3)
+    return motion_of_flow(flow_fields(frames))
+
+
+def motion_of_flow(flow: Float[ndarray, "pairs h w 2"]) -> GlobalMotion:
+    """Fit the motion of a clip whose optical flow is known, in pixels of the flow's own size."""
+    fits = np.array([_fit(each) for each in flow]).reshape(-1, 3)
     x, y, zoom = np.median(fits, axis=0) if len(fits) else np.zeros(3)
-    side = min(frames.shape[1:3])
+    side = min(flow.shape[1:3])
     return GlobalMotion(x=float(100 * x / side), y=float(100 * y / side), zoom=float(100 * zoom))
 
 
@@ -71,5 +76,5 @@ def _fit(flow: Float[ndarray, "h w 2"]) -> Float[ndarray, "3"]:
     for _ in range(_ROUNDS):
         length = np.hypot(*(target - design @ fit).reshape(-1, 2).T)
         weights = np.repeat(1 / np.maximum(length, 0.02), 2)[:, None]
-        fit = np.linalg.solve(design.T @ (weights * design), design.T @ (weights[:, 0] * target))
+        fit = np.linalg.lstsq(design.T @ (weights * design), design.T @ (weights[:, 0] * target), rcond=None)[0]
     return fit

@@ -1,11 +1,11 @@
 """Curves of a run's metrics as SVG that follows the page's colours, light or dark."""
 
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from svdjax.errors import require
+from svdjax.pages import COLOURS, draw
 
 Rows = Mapping[int, Mapping[str, float]]
 
@@ -24,8 +24,6 @@ PICTURES = (
     ("conditions dropped", r"dropped_.*"),
 )
 LOGARITHMIC = {"loss", "loss by noise level", "validation loss by noise level", "norms"}
-_INK = "#010203"  # stands for the page's text colour
-_COLOURS = ("#3b82f6", "#f97316", "#22a06b", "#a855f7", "#e11d8f", "#8a94a3")  # legible on white and on black
 _SMOOTH = 50  # noisy curves are drawn faint, with a mean over about a fiftieth of their length on top
 
 
@@ -61,34 +59,19 @@ def _series(rows: Rows, name: str) -> tuple[list[int], list[float]]:
 
 
 def _draw(title: str, series: Mapping[str, tuple[list[int], list[float]]]) -> str:
-    matplotlib = require("matplotlib", "report")
-    figure_class = require("matplotlib.figure", "report").Figure
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": title,
-        "font.family": "sans-serif",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    }
-    with matplotlib.rc_context(style):
-        figure = figure_class(figsize=(5.5, 3.2), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.subplots()
-        axes.patch.set_alpha(0)
-        axes.set_title(title)
+    def plot(axes: Any) -> None:
         axes.set_xlabel("step")
-        axes.grid(alpha=0.15, color=_INK)
         for i, (name, (steps, values)) in enumerate(series.items()):
-            _line(axes, name, steps, values, _COLOURS[i % len(_COLOURS)])
+            _line(axes, name, steps, values, COLOURS[i % len(COLOURS)])
         if title in LOGARITHMIC and all(value > 0 for _, values in series.values() for value in values):
             axes.set_yscale("log")
         if len(series) > 1:
             axes.legend(frameon=False, fontsize="small")
-        return _svg(figure)
+
+    return draw(title, plot)
 
 
-def _line(axes: object, name: str, steps: Sequence[int], values: Sequence[float], colour: str) -> None:
+def _line(axes: Any, name: str, steps: Sequence[int], values: Sequence[float], colour: str) -> None:
     label = name.rsplit("/", 1)[-1]
     window = len(values) // _SMOOTH
     if window < 2 or name.startswith("val_"):
@@ -99,13 +82,3 @@ def _line(axes: object, name: str, steps: Sequence[int], values: Sequence[float]
         sum(part) / len(part) for part in (values[max(0, i - window) : i + window + 1] for i in range(len(values)))
     ]
     axes.plot(steps, means, color=colour, label=label)
-
-
-def _svg(figure: object) -> str:
-    """Without prologue, the page's colour for ink, and the names that several pictures would share left out."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    used = set(re.findall(r"#([\w-]+)", text))
-    return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)

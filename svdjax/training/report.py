@@ -1,22 +1,19 @@
 """The command ``svdjax report``: one self-contained HTML page about a run, with curves, samples and settings."""
 
-import base64
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Annotated, Any
 
 import tyro
 
-from svdjax.conversion.output import finished
 from svdjax.errors import UserError
+from svdjax.pages import data_uri, figure, image, listing, table, write_page
 from svdjax.training.curves import Rows, curves
 
-TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 MOST_SAMPLES = 12  # of a stage: evenly spread over its steps, with the first and the last
 # Column of the overview: the metric whose last value it shows, and how.
 OVERVIEW = {
@@ -75,10 +72,8 @@ def run(args: Report) -> None:
         if isinstance(value, dict) and "optim" in value
     ]
     name = args.run.resolve().name
-    body = "\n".join(_page(name, args.run, settings, stages))
     path = args.out or args.run / "report.html"
-    with finished(path, overwrite=True) as partial:
-        partial.write_text(Template(TEMPLATE.read_text()).substitute(title=escape(f"svdjax: {name}"), body=body))
+    write_page(path, f"svdjax: {name}", _page(name, args.run, settings, stages))
     print(path)
 
 
@@ -142,7 +137,7 @@ def _page(name: str, directory: Path, settings: Mapping[str, Any], stages: Seque
     for stage in stages:
         yield from _stage(stage)
     yield "<h2>Settings</h2>"
-    yield f"<details><summary>config.json</summary>{_table(_leaves(settings))}</details>"
+    yield f"<details><summary>config.json</summary>{listing(_leaves(settings))}</details>"
 
 
 _COLUMNS = "Each row: a held-out picture, then what the averaged weights make of it at rising motion buckets."
@@ -163,9 +158,7 @@ def _overview(stages: Sequence[StageRecord]) -> str:
         rows.append(
             (stage.name, f"{done:,}{state}", f"{hours} h {minutes:02} min", *values, _hardware(stage.hardware))
         )
-    cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    titles = "".join(f"<th>{title}</th>" for title in header)
-    return f'<div class="scroll"><table><tr>{titles}</tr>{cells}</table></div>'
+    return table(header, rows)
 
 
 def _last(rows: Rows, metric: str) -> float | None:
@@ -189,9 +182,9 @@ def _stage(stage: StageRecord) -> Iterator[str]:
         yield f'<h3>Samples over time</h3><p class="dim">{_COLUMNS}</p><div class="samples">'
         for step in _spread(list(stage.samples)):
             moving = _video(stage.samples[step].with_suffix(".mp4"))
-            yield _figure(moving, f"step {step:,}") if moving else _sample(stage.samples[step], f"step {step:,}")
+            yield figure(moving, f"step {step:,}") if moving else _sample(stage.samples[step], f"step {step:,}")
         yield "</div>"
-    yield f"<details><summary>settings</summary>{_table(_leaves(stage.settings))}</details>"
+    yield f"<details><summary>settings</summary>{listing(_leaves(stage.settings))}</details>"
 
 
 def _spread(steps: Sequence[int]) -> list[int]:
@@ -201,27 +194,16 @@ def _spread(steps: Sequence[int]) -> list[int]:
     return [steps[round(i * (len(steps) - 1) / (MOST_SAMPLES - 1))] for i in range(MOST_SAMPLES)]
 
 
-def _figure(inside: str, caption: str) -> str:
-    return f"<figure>{inside}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
 def _sample(path: Path, caption: str) -> str:
-    return _figure(f'<img alt="{escape(caption)}" src="{_data(path, "image/png")}">', caption)
+    return image(path.read_bytes(), "image/png", caption)
 
 
 def _video(path: Path) -> str:
     if not path.exists():
         return ""
-    return f'<video autoplay loop muted playsinline controls src="{_data(path, "video/mp4")}"></video>'
-
-
-def _data(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _table(leaves: Mapping[str, Any]) -> str:
-    rows = (f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in leaves.items())
-    return f"<table>{''.join(rows)}</table>"
+    return (
+        f'<video autoplay loop muted playsinline controls src="{data_uri(path.read_bytes(), "video/mp4")}"></video>'
+    )
 
 
 def _leaves(value: Any, name: str = "") -> dict[str, Any]:

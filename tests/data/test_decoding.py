@@ -111,8 +111,8 @@ def test_only_the_needed_part_is_decoded(monkeypatch):
     from svdjax.data import decoding
 
     seen = []
-    real = decoding._timed_frames
-    monkeypatch.setattr(decoding, "_timed_frames", lambda c: (seen.append(t) or (f, t) for f, t in real(c)))
+    real = decoding.timed_frames
+    monkeypatch.setattr(decoding, "timed_frames", lambda c: (seen.append(t) or (f, t) for f, t in real(c)))
     decode(encode(ramp(22), gop=5), [1.2, 1.4])
     assert min(seen) >= 0.9 and max(seen) <= 1.6
 

@@ -380,3 +380,46 @@ def test_clips_that_are_no_orbits_have_no_views(sprites):
         fixed_clip(sprites, ClipSampling(frames=6, size=(16, 16), views=True), 0)
     with pytest.raises(UserError, match="mirrored orbits turn the other way"):
         ClipSampling(views=True, flip=True)
+
+
+CUT = {"frames": 2, "fps": (5.0, 10.0), "size": (8, 8)}
+THREE = {"image": "a ball", "video": "a ball rolls", "merged": "a red ball rolls"}
+
+
+def captions_of(captions, count, seed=0, batch=8, **options):
+    """Captions of the first ``count`` batches of a run whose clips all have these annotations."""
+    source = Listed([encode(ramp(), fps=10)], **captions)
+    sampling = ClipSampling(**CUT, captions=True)
+    dataset = clip_batches(source, sampling, batch_size=batch, seed=seed, in_memory=True, **options)
+    return [caption for number in range(count) for caption in dataset[number]["caption"]]
+
+
+def test_of_three_captions_one_is_drawn_by_the_papers_weights():
+    counts = Counter(captions_of({"captions": THREE}, 75))
+    assert counts.keys() == set(THREE.values())
+    for name, share in {"image": 0.5, "video": 0.25, "merged": 0.25}.items():
+        assert abs(counts[THREE[name]] / 600 - share) < 5 * (share * (1 - share) / 600) ** 0.5
+
+
+def test_a_missing_caption_leaves_its_share_to_the_others():
+    counts = Counter(captions_of({"captions": {"image": "a ball", "video": None, "merged": "a red ball"}}, 75))
+    assert counts.keys() == {"a ball", "a red ball"}
+    assert abs(counts["a ball"] / 600 - 2 / 3) < 0.1
+    assert set(captions_of({"captions": {}, "caption": "one"}, 1)) == {"one"}
+    assert set(captions_of({"captions": None, "caption": None}, 1)) == {""}
+
+
+def test_the_draw_belongs_to_the_position_whatever_the_rows_and_workers():
+    whole = captions_of({"captions": THREE}, 4)
+    rows = [captions_of({"captions": THREE}, 4, rows=[row]) for row in range(8)]
+    assert whole == [rows[i % 8][i // 8] for i in range(32)]
+    assert whole != captions_of({"captions": THREE}, 4, seed=1)
+
+
+def test_a_single_caption_costs_no_random_numbers():
+    source = Listed([encode(ramp(20), fps=10)], caption="one")
+    mute, told = (
+        clip_batches(source, ClipSampling(**CUT, captions=captions), batch_size=4, seed=0)[3]
+        for captions in (False, True)
+    )
+    assert told.pop("caption") == ["one"] * 4 and same([mute], [told])

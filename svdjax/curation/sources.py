@@ -1,0 +1,133 @@
+"""Which videos are to be curated: folders, list files, single files and URLs, each video with a name that stays."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from svdjax.data.decoding import SUFFIXES
+from svdjax.errors import UserError, require
+
+_LONGEST = 60  # characters of a readable name
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class SourceVideo:
+    """One video: its name, fit for a file name and the same in every run, and its path or URL."""
+
+    name: str
+    where: str
+
+
+def find_videos(sources: Sequence[str]) -> list[SourceVideo]:
+    """All videos of some sources, in order of names.
+
+    Args:
+        sources: folders (searched with their subfolders, by ending), list files (``.txt``, one path or URL a line,
+            relative paths from the list's folder), video files, or URLs such as ``gs://bucket/film.mp4``; a URL
+            that ends in ``/`` is a folder.
+
+    Raises:
+        UserError: a source is not there or empty, or two videos have the same name.
+    """
+    videos: dict[str, SourceVideo] = {}
+    for key, where in [entry for source in sources for entry in _entries(source)]:
+        video = SourceVideo(name=_name(key), where=where)
+        other = videos.setdefault(video.name, video)
+        if other.where != where:
+            raise UserError(f"{where} and {other.where} would have one name: rename a folder, or use two --out")
+    if not videos:
+        raise UserError(
+            f"{', '.join(sources)}: no videos ({' '.join(SUFFIXES)}): name a folder or file that has some"
+        )
+    return sorted(videos.values())
+
+
+@contextmanager
+def local_file(video: SourceVideo, folder: Path) -> Iterator[Path]:
+    """The video as a file on this machine: itself, or for a URL a copy in ``folder``, removed afterwards.
+
+    Raises:
+        UserError: it is no file, cannot be fetched, or the package for its kind of URL is not installed.
+    """
+    if not _is_url(video.where):
+        path = Path(video.where)
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise UserError(f"{path} is no file: remove it or give it another ending")
+        yield path
+        return
+    copy = folder / f".{video.name}{PurePosixPath(video.where).suffix}"
+    try:
+        with _open_url(video.where) as remote, copy.open("wb") as file:
+            shutil.copyfileobj(remote, file)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+@contextmanager
+def _open_url(url: str) -> Iterator[object]:
+    fsspec = require("fsspec", "gcs")
+    try:
+        with fsspec.open(url, "rb") as remote:
+            yield remote
+    except ImportError as error:
+        raise UserError(f"{url}: {error}; for gs:// run `pip install 'svdjax[gcs]'`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url} cannot be read ({error}): check the address and your access") from None
+
+
+def _entries(source: str) -> Iterator[tuple[str, str]]:
+    """Key (what names the video) and place of each video of one source."""
+    if _is_url(source):
+        yield from _listed(source) if source.endswith("/") else [(source, source)]
+        return
+    path = Path(source)
+    if path.is_dir():
+        root = path.resolve().name
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
+        yield from ((f"{root}/{file.relative_to(path).as_posix()}", str(file)) for file in files)
+    elif path.suffix == ".txt":
+        yield from _lines(path)
+    elif path.exists():
+        yield path.name, str(path)
+    else:
+        raise UserError(f"{source} does not exist: name a folder, a video, a list (.txt) or a URL")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no list of videos ({error}): give one path or URL a line") from None
+    for line in filter(None, map(str.strip, lines)):
+        yield line, line if _is_url(line) else str(path.parent / line)
+
+
+def _listed(url: str) -> Iterator[tuple[str, str]]:
+    """The videos below a URL."""
+    fsspec = require("fsspec", "gcs")
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+        found = sorted(system.find(root))
+    except ImportError as error:
+        raise UserError(f"{url}: {error}; for gs:// run `pip install 'svdjax[gcs]'`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{url} cannot be listed ({error}): check the address and your access") from None
+    for path in found:
+        if PurePosixPath(path).suffix.lower() in SUFFIXES:
+            where = system.unstrip_protocol(path)
+            yield where, where
+
+
+def _is_url(where: str) -> bool:
+    return "://" in where
+
+
+def _name(key: str) -> str:
+    """Readable, fit for a file name, and told apart from similar ones by a few digits of a hash."""
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", str(PurePosixPath(key).with_suffix(""))).strip("-")
+    return f"{stem[-_LONGEST:].strip('-') or 'video'}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
