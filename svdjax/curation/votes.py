@@ -82,8 +82,9 @@ class Poll:
         self._file, self._votes = _open_votes(votes)
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
+        """Let go of the file; no answer is kept any more."""
+        with self._lock:
+            self._file.close()
 
     def progress(self, voter: str) -> tuple[int, int]:
         """Pairs that a voter has voted on, and those still open to them."""
@@ -125,6 +126,8 @@ class Poll:
             return True
 
     def _append(self, vote: Mapping[str, Any]) -> None:
+        if self._file.closed:  # a page's connection may live a little longer
+            raise UserError("the vote is not kept: the server is ending")
         end = self._file.seek(0, os.SEEK_END)
         try:
             self._file.write(json.dumps(vote, ensure_ascii=False).encode() + b"\n")

@@ -121,6 +121,15 @@ def test_foreign_files_are_refused_and_left_alone(folders, tmp_path, poll_of):
         poll_of(folders, tmp_path)
 
 
+def test_what_is_answered_after_the_end_is_not_kept(folders, votes, poll_of):
+    poll = poll_of(folders, votes)
+    with serving(poll) as port:
+        ticket = poll.question("v").ticket
+        poll.close()
+        status, said = post(port, voter="v", ticket=ticket, quality="left", prompt="left")
+    assert status == 500 and "the server is ending" in said["error"] and read_votes(votes) == []
+
+
 def test_two_servers_do_not_share_a_file(folders, votes, poll_of):
     poll = poll_of(folders, votes)
     with pytest.raises(UserError, match="another `svdjax curate vote` writes to it"):
