@@ -42,7 +42,7 @@ class Curate:
         out: directory of the clips, their annotations, the shards and the report.
         workers: processes on this machine; 0 works in this one.
         engine: where the videos are worked on; "beam" takes Apache Beam and --beam-options.
-        beam_options: one string of options for Beam, e.g. "--runner=FlinkRunner --flink_master=host:8081".
+        beam_options: options for Beam, as --beam-options="--runner=FlinkRunner --flink_master=host:8081".
         shards: number of files that the training set is written to.
         settings: how videos are cut and which axes are measured.
         rules: which clips stay.

@@ -20,6 +20,7 @@ from svdjax.typing import UInt8, ndarray
 _SIDE = 512  # pixels on the shorter side of what the detector sees: below, small captions are missed
 _UNCLIP = 1.1
 _SURE = 0.7  # score of a box that counts: with the default, 0.5, blurred pictures are full of text
+_TALLEST = 0.5  # of the picture, a line of text: the detector takes some empty skies for one
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class TextArea:
         found = self._engine(shown, use_det=True, use_cls=False, use_rec=False).boxes
         mask = Image.new("1", (size[1], size[0]))
         for box in () if found is None else found:
-            ImageDraw.Draw(mask).polygon([tuple(point) for point in box.tolist()], fill=1)
+            sides = np.linalg.norm(box[1:3] - box[:2], axis=1)
+            if sides.min() <= _TALLEST * min(size):
+                ImageDraw.Draw(mask).polygon([tuple(point) for point in box.tolist()], fill=1)
         return float(np.asarray(mask).mean())
 
     @cached_property

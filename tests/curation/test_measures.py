@@ -98,6 +98,20 @@ def test_text_is_measured_within_15_percent():
     assert [detector.area(pictures[i]) for i in (1, 3, 5, 7)] == pytest.approx([0.0] * 4, abs=0.01)
 
 
+def test_a_box_as_tall_as_the_picture_is_no_text():
+    class Sky:
+        def __call__(self, picture, **options):
+            self.boxes = np.array(
+                [[[0, 0], [60, 0], [60, 40], [0, 40]], [[0, 0], [30, 0], [30, 8], [0, 8]]], np.float32
+            )
+            return self
+
+    detector = TextArea()
+    detector.__dict__["_engine"] = Sky()
+    area = detector.area(np.zeros((48, 64, 3), np.uint8))
+    assert area == pytest.approx(30 * 8 / (48 * 64), rel=0.2)
+
+
 def test_text_counts_in_all_three_stills():
     plain = shots(height=360, width=640)[5][0]
     written, true = captioned(plain, 60, "A WALL OF TEXT")
