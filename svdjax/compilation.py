@@ -1,9 +1,10 @@
-"""Compiled programs are kept on disk: the second start of a command need not compile them again."""
+"""How programs are compiled, and that they are kept on disk: a second start need not compile them again."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -17,6 +18,21 @@ def keep_compiled() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "svdjax" / "xla"))
+
+
+# Where parameters are cut over chips, the TPU compiler turns each product with them into a loop that fetches one
+# part while it works on another: a thousand loops for SVD, whose parts of 20 channels take the room of 128.
+_TPU_OPTIONS: MappingProxyType[str, bool] = MappingProxyType(
+    {
+        "xla_tpu_enable_windowed_einsum_for_all_gather": False,
+        "xla_tpu_enable_windowed_einsum_for_reduce_scatter": False,
+    }
+)
+
+
+def compiler_options(platform: str) -> dict[str, bool] | None:
+    """What `jax.jit` is told for training on a platform (``"tpu"``, ``"cpu"``, ...); docs/tpu_plans.md says why."""
+    return dict(_TPU_OPTIONS) if platform == "tpu" else None
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from svdjax.compilation import keep_compiled, nothing_kept
+from svdjax.compilation import compiler_options, keep_compiled, nothing_kept
 
 
 @pytest.fixture
@@ -30,3 +30,8 @@ def test_compiled_programs_are_kept_except_where_nothing_is(settings, monkeypatc
     assert not list(tmp_path.rglob("*-cache"))
     jax.jit(lambda x: 3 * x + 1).lower(jnp.ones(3)).compile()
     assert list((tmp_path / "svdjax" / "xla").rglob("*-cache"))
+
+
+def test_only_the_tpu_compiler_is_given_options():
+    """Others refuse them; that libtpu knows them is tested where a step is compiled by it (tests/planning)."""
+    assert compiler_options("tpu") and not compiler_options("cpu") and not compiler_options("gpu")

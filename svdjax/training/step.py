@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from svdjax.compilation import compiler_options
 from svdjax.data.pipeline import to_unit
 from svdjax.models.params import cast_floating, load_flat
 from svdjax.models.svd import SVD
@@ -108,7 +109,8 @@ def make_train_step(
         return new_state, metrics
 
     whole = shardings.step
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole))
+    options = compiler_options(whole.mesh.devices.flat[0].platform)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options)
 
 
 def _on_device(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
