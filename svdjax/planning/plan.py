@@ -151,7 +151,7 @@ def make_plan(
             with nothing_kept():
                 compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            raise UserError(f"{name} on {topology}: {_out_of_memory(error)}") from None
+            raise UserError(f"{name} on {topology}: {out_of_memory(error)}") from None
     seconds["compile"] = time.perf_counter() - start - sum(seconds.values())
     analysis, hlo = compiled.memory_analysis(), _text(compiled)
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
@@ -191,14 +191,13 @@ def _roofline(compiled: jax.stages.Compiled, hlo: str | None) -> float:
     return float(compiled.cost_analysis()["optimal_seconds"]) + (hlo or "").count('"ConcatBitcast"')
 
 
-def _out_of_memory(error: Exception) -> str:
+def out_of_memory(error: Exception) -> str:
     """The compiler's sentence about the memory, out of pages."""
     used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-    temporaries = re.search(r"HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
+    # Its other words for it, though parameters are in that number, too.
+    used = used or re.search(r"HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
     if used:
-        return f"does not fit (used {used[1]} of {used[2]})"
-    if temporaries:
-        return f"does not fit (temporaries alone {temporaries[1]} of {temporaries[2]})"
+        return f"does not fit (needs {used[1]} of {used[2]})"
     return f"does not compile ({next(iter(str(error).splitlines()), '')[:300]})"
 
 

@@ -11,7 +11,7 @@ from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
 from svdjax.planning.chips import CHIPS, topology_devices
 from svdjax.planning.collectives import Collective, collectives_of
-from svdjax.planning.plan import GIB, Plan, table
+from svdjax.planning.plan import GIB, Plan, out_of_memory, table
 from svdjax.planning.sampling import plan_sampling
 from svdjax.planning.training import plan_training, shardings
 from svdjax.sampling.pipeline import Settings
@@ -64,6 +64,25 @@ def test_an_estimate_is_compute_and_transfers():
     assert made.mfu == pytest.approx(0.25)
     assert "does NOT fit" in "".join(table(made).columns[1]._cells)
     assert CHIPS["v5e"].hbm_gib == 15.75
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Used 22.34G of 15.75G hbm. Exceeded by 6.59G.",
+            "does not fit (needs 22.34G of 15.75G)",
+        ),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (17.93G) exceeds available HBM "
+            "(15.75G).",
+            "does not fit (needs 17.93G of 15.75G)",
+        ),
+        ("INTERNAL: Mosaic failed\nat page 1 of 30", "does not compile (INTERNAL: Mosaic failed)"),
+    ],
+)
+def test_a_verdict_is_the_compilers_in_short(said, verdict):
+    assert out_of_memory(RuntimeError(said)) == verdict
 
 
 @pytest.mark.parametrize(
