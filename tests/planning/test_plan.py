@@ -74,8 +74,8 @@ def test_an_estimate_is_compute_and_transfers():
             "does not fit (needs 22.34G of 15.75G)",
         ),
         (
-            "Ran out of memory on HBM, the total memory required for HLO temporaries (17.93G) exceeds available HBM "
-            "(15.75G).",
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (17.93G) exceeds available "
+            "HBM (15.75G).",
             "does not fit (needs 17.93G of 15.75G)",
         ),
         ("INTERNAL: Mosaic failed\nat page 1 of 30", "does not compile (INTERNAL: Mosaic failed)"),
