@@ -7,8 +7,7 @@ same steps: the image decoder itself, further; the temporal one on reconstructio
 discriminator (`configs/demo_temporal_decoder.py`). FOLDER holds videos in ``train`` and ``held``; without it, clips
 are those of the built-in world. Prints one JSON object with the means over held-out clips of PSNR (dB), SSIM,
 flicker (`evaluation.reconstruction.flicker`, in steps of 8-bit brightness) and detail, the share of the true clips'
-absolute differences between neighbouring pixels that is left. ``--quick`` makes few steps and exits with 1 if a
-temporal decoder flickers more than the image decoder.
+absolute differences between neighbouring pixels that is left. ``--quick`` makes few steps, to see everything work.
 """
 
 import argparse
@@ -76,13 +75,13 @@ def detail(video: np.ndarray) -> float:
     return float(np.abs(np.diff(video.astype(np.float64), axis=3)).mean())
 
 
-def main() -> int:
+def main() -> None:
     """Train, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, default=Path("runs/temporal_decoder_benchmark"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="60 steps and 8 clips, and check the direction")
+    parser.add_argument("--quick", action="store_true", help="60 steps and 8 clips")
     args = parser.parse_args()
     configs = runs(args.folder, args.out, steps=60 if args.quick else None, seed=args.seed)
     checkpoints = {name: run(config) for name, config in configs.items()}
@@ -92,8 +91,6 @@ def main() -> int:
     found = {name: measure(path, clips) for name, path in checkpoints.items()}
     steps = {name: next(iter(config.stages())).steps for name, config in configs.items()}
     print(json.dumps({"clips": len(clips), "seed": args.seed, "steps": steps, **found}, indent=1))
-    temporal = [figures["flicker"] for name, figures in found.items() if name.startswith("temporal")]
-    return int(args.quick and max(temporal) > found["image decoder"]["flicker"])
 
 
 if __name__ == "__main__":

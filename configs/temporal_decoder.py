@@ -4,12 +4,13 @@ Command:   svdjax train configs/temporal_decoder.py --init-from svd_image_decode
                [--decoder.perceptual lpips_vgg.safetensors]
 Hardware:  64 M parameters with AdamW and EMA in float32: 1 GB, beside the activations of whole clips in pixels, for
            which the autoencoder is rematerialised; `--decoder.accumulate` saves more. The frozen UNet takes 3 GB.
-Expected:  a decoder that flickers less than the image decoder at a higher PSNR. Not run by us at full size.
+Expected:  it starts as the image decoder; the demo's gains detail and loses PSNR (docs/temporal_decoder.md). At
+           full size not run by us.
 Paper:     "finetune the widely used f8-decoder for temporal consistency", following Video LDM (arXiv 2304.08818,
            section 3.1.1): the decoder alone, reconstruction and a patch-wise temporal discriminator of 3-D
            convolutions. No weights, sizes, rates or steps.
-Ours:      L1 + LPIPS as stable-diffusion autoencoders were trained, where LPIPS weights are given; the adversarial
-           weight that kept the demo sharp; crops of 256x256, which hold many patches; rates half of 4.5e-6 per clip
+Ours:      L1 + LPIPS as stable-diffusion autoencoders were trained, where LPIPS weights are given; the demo's
+           adversarial weight; crops of 256x256, which hold many patches; rates half of 4.5e-6 per clip
            of the batch.
 Data:      clips of at least 14 frames.
 """

@@ -1,4 +1,4 @@
-"""Finetunes the temporal decoder against a discriminator: sharper, and steadier, than reconstruction alone."""
+"""Finetunes the temporal decoder against a discriminator, which asks for the detail that reconstruction loses."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
