@@ -6,7 +6,7 @@ Hardware:  64 M parameters with AdamW and EMA in float32: 1 GB, beside the activ
            which the autoencoder is rematerialised; `--decoder.accumulate` saves more. The frozen UNet takes 3 GB.
 Expected:  it starts as the image decoder; the demo's gains detail and loses PSNR (docs/temporal_decoder.md). At
            full size not run by us.
-Paper:     "finetune the widely used f8-decoder for temporal consistency", following Video LDM (arXiv 2304.08818,
+Paper:     the f8 decoder is finetuned to be steady over time, following Video LDM (arXiv 2304.08818,
            section 3.1.1): the decoder alone, reconstruction and a patch-wise temporal discriminator of 3-D
            convolutions. No weights, sizes, rates or steps.
 Ours:      L1 + LPIPS as stable-diffusion autoencoders were trained, where LPIPS weights are given; the demo's
