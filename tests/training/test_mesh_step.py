@@ -40,7 +40,7 @@ def one_step(stage, devices, **sizes):
     return {name: np.asarray(value) for name, value in metrics.items()}, jax.tree.map(gather, state)
 
 
-@pytest.fixture(scope="module", params=["vae", "unet"])
+@pytest.fixture(scope="module", params=[pytest.param("vae", marks=pytest.mark.long), "unet"])
 def stage(request, tmp_path_factory):
     config = tiny_run(tmp_path_factory.mktemp("run"))
     stages = {"vae": config.vae, "unet": dataclasses.replace(config.unet, cache_latents=False)}

@@ -31,7 +31,7 @@ def first(losses, key):
     return next(row[key] for row in losses if key in row)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_on_real_films(films, tmp_path):
     config = tiny_run(tmp_path, vae_steps=60, unet_steps=60)
     data = replace(config.data, train=films, validation=films, sprites=0)

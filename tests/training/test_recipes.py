@@ -238,7 +238,7 @@ def test_images_do_not_reach_the_temporal_layers(loss, model, batch):
     assert abs(float(loss(mixed, other)[0]) - float(loss(mixed)[0])) > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_captioned_clips_and_pictures_trains_the_text_conditioned_model(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["svdjax.training.run"], "drawn", random_start)
     text = CLIPTextConfig(width=8, layers=2, heads=1, mlp_dim=8, context_length=12, projection_dim=None)

@@ -98,7 +98,7 @@ def test_latents_have_unit_variance_after_the_vae_stage(finished):
     assert scaled.std() == pytest.approx(1, rel=1e-4)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("vae", 1), ("unet", 3)])
+@pytest.mark.parametrize(("stage", "step"), [pytest.param("vae", 1, marks=pytest.mark.long), ("unet", 3)])
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(finished, monkeypatch, stage, step):
     config = tiny_run(finished, name=f"interrupted-{stage}-{step}")
     with monkeypatch.context() as patch:
