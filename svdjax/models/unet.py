@@ -236,10 +236,9 @@ class UNet(nnx.Module):
             UserError: ``vector`` is missing or not wanted.
         """
         watch = watch or (lambda name, x: None)
-        emb = self._embedding(x, c_noise, vector)
         remat = self.config.remat
         run = partial(call, offload="offload" in remat, image_only=image_only)
-        res = partial(run, recompute="residual" in remat, emb=emb)
+        res = partial(run, recompute="residual" in remat, emb=self._embedding(x, c_noise, vector))
         attn = partial(run, recompute="transformer" in remat, context=context, temporal_context=temporal_context)
         h = constrain(self.conv_in(constrain(x)))
         watch("conv_in", h)
