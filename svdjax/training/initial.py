@@ -19,10 +19,11 @@ from svdjax.models.svd import SVDConfig
 from svdjax.training.config import RunConfig
 from svdjax.training.transfer import Init, Shapes, Transfer, resolve, widen
 
-# What a run may change of the networks that it starts from; shapes alone would not show other heads or norm groups.
+# What a run may change of the networks that it starts from; shapes alone would not show other heads or norm groups,
+# while levels with attention show in the paths.
 # The text tower is as the checkpoint has it: some files lack its last block, or its projection.
 CHANGEABLE = {
-    "unet": {"in_channels", "vector_dim", "temporal", "norm_eps", "remat"},
+    "unet": {"attention", "in_channels", "vector_dim", "temporal", "norm_eps", "remat"},
     "vae": {"scaling_factor", "remat", "temporal_decoder"},
     "image_encoder": set(),
     "text_encoder": {"last_block", "projection_dim"},

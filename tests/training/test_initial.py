@@ -14,6 +14,7 @@ from svdjax.conversion.checkpoint import shapes_of
 from svdjax.conversion.native import save_native
 from svdjax.conversion.safetensors_file import write_safetensors
 from svdjax.conversion.sgm import write_sgm
+from svdjax.conversion.source import open_checkpoint
 from svdjax.errors import UserError
 from svdjax.models.clip_text import CLIPTextConfig
 from svdjax.models.clip_vision import CLIPVisionConfig
@@ -261,3 +262,17 @@ def test_without_a_checkpoint_everything_is_new_unless_one_is_declared():
     assert start.loaded == {} and set(start.new) == set(flat_params(shapes_of(model)))
     with pytest.raises(UserError, match="name its file with --init-from"):
         initial(RunConfig(model=model, init=Init(new=("unet.*",))), Console(file=io.StringIO()))
+
+
+def test_levels_with_attention_can_be_added_if_they_are_declared_new(released):
+    before = open_checkpoint(released).config
+    unet = replace(before.unet, channels=(64, 64), attention=(False, True))
+    path = released.with_name("less_attention.safetensors")
+    save_native(random_model(SVD, replace(before, unet=unet), seed=3), path)
+    more = replace(before, unet=replace(unet, attention=(True, True)))
+    added = Init(new=("unet.down.0.attn.*", "unet.up.1.attn.*"))
+    start, _, _ = start_of(RunConfig(model=more, init_from=str(path), init=added))
+    assert start.loaded.keys() == open_checkpoint(path).params.keys()
+    assert start.new and all(".attn." in name for name in start.new)
+    with pytest.raises(UserError, match="missing"):
+        initial(RunConfig(model=more, init_from=str(path)), Console(file=io.StringIO()))
