@@ -17,7 +17,7 @@ COMMANDS = {
     "precompute": ("svdjax.training.precompute", None, "encode the training clips once, into a latent cache"),
     "curate": ("svdjax.curation.command", None, "turn raw videos into a training set: cut, annotate, filter"),
     "plan": ("svdjax.planning.command", None, "compile training or sampling for a TPU slice and say what it needs"),
-    "convert": ("svdjax.conversion.convert", "Convert", "turn a checkpoint into another format"),
+    "convert": ("svdjax.conversion.convert", "Convert", "turn a checkpoint or a LoRA into another format"),
     "record": ("svdjax.conversion.record", "Record", "run the PyTorch reference and store what it computes"),
     "compare": ("svdjax.conversion.compare", "Compare", "measure a checkpoint against such a record"),
     "report": ("svdjax.training.report", "Report", "make one page of the curves, samples and settings of a run"),

@@ -1,7 +1,7 @@
-"""The command ``svdjax convert``: from any format into any other, one tensor in memory at a time."""
+"""The command ``svdjax convert``: checkpoints, one tensor in memory at a time, and LoRA files, into any format."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,27 +11,30 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from svdjax.conversion.checkpoint import Checkpoint, Options
 from svdjax.conversion.diffusers import write_diffusers
+from svdjax.conversion.lora import convert_lora, is_lora
 from svdjax.conversion.native import write_native_file, write_native_folder
 from svdjax.conversion.output import finished
 from svdjax.conversion.safetensors_file import write_safetensors
 from svdjax.conversion.sgm import CONFIG_KEY, write_sgm
-from svdjax.conversion.source import open_checkpoint
+from svdjax.conversion.source import locate, open_checkpoint
 from svdjax.conversion.tensors import Progressed, dtype_named
 from svdjax.errors import UserError
 
-FORMATS = ("svdjax", "diffusers", "sgm")
+FORMATS = ("svdjax", "diffusers", "sgm", "kohya")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Convert a checkpoint into another format; the same numbers come back bit for bit.
+    """Convert a checkpoint or a LoRA into another format; the same numbers come back bit for bit.
 
     Attributes:
         source: a diffusers folder, a .safetensors or .ckpt file, a checkpoint of svdjax, an address such as
-            gs://bucket/svd, or a Hugging Face repository (owner/name, or owner/name/file.safetensors).
+            gs://bucket/svd, or a Hugging Face repository (owner/name, or owner/name/file.safetensors); or the
+            .safetensors file of a LoRA.
         destination: the file or folder to write.
         to: svdjax writes one file if the destination ends with .safetensors, otherwise an orbax directory;
-            diffusers writes a folder for from_pretrained; sgm writes a single file in the original naming.
+            diffusers writes a folder for from_pretrained; sgm writes a single file in the original naming. A LoRA
+            becomes a .safetensors file with the key names of diffusers or of kohya's scripts.
         dtype: cast the weights; keep writes what the source has.
         variant: which files of a diffusers folder to read, e.g. fp16.
         head_dim: width of an attention head of the UNet, where a single file cannot tell (64 if left out).
@@ -42,7 +45,7 @@ class Convert:
 
     source: Annotated[str, tyro.conf.Positional]
     destination: Annotated[Path, tyro.conf.Positional]
-    to: Literal["svdjax", "diffusers", "sgm"]
+    to: Literal["svdjax", "diffusers", "sgm", "kohya"]
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     variant: str | None = None
     head_dim: int | None = None
@@ -73,8 +76,16 @@ def convert(
     target = dtype_named(dtype)
     if re.match(r"\w+:/", str(destination)):
         raise UserError(f"{destination}: only local paths can be written: convert, then copy it there")
+    options = options or Options()
+    path = locate(source, options.variant)
+    if is_lora(path):
+        _refuse_options(path, options)
+        convert_lora(path, destination, style=to, dtype=target, overwrite=overwrite)
+        return destination
     console = Console(stderr=True)
-    checkpoint = open_checkpoint(source, options).cast(target)
+    checkpoint = open_checkpoint(path, options).cast(target)
+    if to == "kohya":
+        raise UserError(f"{source}: a whole checkpoint, and --to kohya is for LoRA files: choose another format")
     _print_notices(console, checkpoint.notices)
     columns = TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with finished(destination, overwrite=overwrite) as partial, Progress(*columns, console=console) as bar:
@@ -104,6 +115,12 @@ def run(args: Convert) -> None:
             overwrite=args.overwrite,
         )
     )
+
+
+def _refuse_options(lora: Path, options: Options) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in asdict(options).items() if value is not None]
+    if given:
+        raise UserError(f"{lora}: a LoRA, for which {' and '.join(given)} means nothing: leave it out")
 
 
 def _print_notices(console: Console, notices: tuple[str, ...]) -> None:

@@ -15,9 +15,11 @@ MODULE is the layer's name in diffusers' UNet, which the table in `svdjax.conver
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -33,7 +35,53 @@ from svdjax.models.unet import UNetConfig
 Style = Literal["diffusers", "kohya"]
 Keys = dict[str, str]  # what a layer's down, up and (kohya) alpha are called
 ALPHA = "alpha"
+STYLES = get_args(Style)
 _PEFT = "lora_adapter_metadata"  # the entry of the header in which diffusers keeps PEFT's settings
+# UNets of this family name their layers alike, whatever their sizes: here is every name that a smaller one has (of
+# SD 2.1's, all but those of the layers that take in the time embedding).
+_EVERY_LAYER = UNetConfig(channels=(64,) * 6, num_res_blocks=6, attention=(True,) * 6)
+
+
+def speak_of_lora(keys: Iterable[str]) -> bool:
+    """Whether some key is one of a LoRA, of a kind that is supported or not (LyCORIS')."""
+    return any(re.search("lora|hada_|lokr_", key) for key in keys)
+
+
+def is_lora(path: Path) -> bool:
+    """Whether a path is a .safetensors file with a LoRA, by its keys."""
+    try:
+        return path.is_file() and speak_of_lora(read_safetensors(path)[0])
+    except (UserError, OSError):
+        return False
+
+
+def convert_lora(
+    source: Path, destination: Path, *, style: str, dtype: np.dtype | None = None, overwrite: bool = False
+) -> None:
+    """Write a LoRA file again in another style, or an older one in today's; which UNet it is for does not matter.
+
+    Args:
+        source, destination: .safetensors files. style: ``diffusers`` or ``kohya``.
+        dtype: of the matrices; None keeps theirs. overwrite: replace the destination if it exists.
+
+    Raises:
+        UserError: the source is unusable, there is no such style, or the destination cannot be written.
+    """
+    if style not in STYLES:
+        raise UserError(f"{source}: a LoRA, which --to {style} cannot hold: choose {' or '.join(STYLES)}")
+    if destination.suffix != ".safetensors":
+        raise UserError(f"{destination}: a LoRA is one file: give a name that ends with .safetensors")
+    lora = read_lora(source, _EVERY_LAYER)
+    cast = {path: checked(Tensor.of(path, x), dtype).load() for path, x in lora.params.items()}
+    _, header = read_safetensors(source)
+    write_lora(
+        destination,
+        replace(lora, params=cast),
+        _EVERY_LAYER,
+        style=style,
+        header={key: text for key, text in header.items() if key != _PEFT},
+        overwrite=overwrite,
+    )
 
 
 def read_lora(path: Path, unet: UNetConfig) -> LoRA:
@@ -75,12 +123,21 @@ def read_lora(path: Path, unet: UNetConfig) -> LoRA:
     )
 
 
-def write_lora(path: Path, lora: LoRA, unet: UNetConfig, *, style: Style = "diffusers") -> None:
+def write_lora(
+    path: Path,
+    lora: LoRA,
+    unet: UNetConfig,
+    *,
+    style: Style = "diffusers",
+    header: Mapping[str, str] = MappingProxyType({}),
+    overwrite: bool = True,
+) -> None:
     """Write a LoRA file; an older one is replaced once the new one is complete.
 
     Args:
         path: where. lora: what, in its dtypes; the header says its rank, alpha and base.
         unet: sizes of the UNet that it belongs to. style: of the keys.
+        header: what else to say there. overwrite: whether the file may exist.
 
     Raises:
         UserError: the LoRA adapts what this UNet does not have, or the file cannot be written.
@@ -95,14 +152,22 @@ def write_lora(path: Path, lora: LoRA, unet: UNetConfig, *, style: Style = "diff
             (matrix,) = LINEAR.to_theirs((np.asarray(lora.params[f"{layer}.{part}"]),))
             tensors[keys[part]] = Tensor.of(keys[part], matrix)
         if ALPHA in keys:
-            tensors[keys[ALPHA]] = Tensor.of(keys[ALPHA], np.array(lora.alpha, np.float32))
-    metadata = {"format": "pt", "rank": str(lora.rank), "alpha": f"{lora.alpha:g}", "base": lora.base}
+            tensors[keys[ALPHA]] = Tensor.of(keys[ALPHA], _as_scalar(lora.alpha))
+    about = {"format": "pt", "rank": str(lora.rank), "alpha": f"{lora.alpha:g}", "base": lora.base}
+    metadata = {**header, **about}
     if style == "diffusers":
-        modules = [_modules(unet)[layer] for layer in lora.layers]
-        peft = {"unet.r": lora.rank, "unet.lora_alpha": lora.alpha, "unet.target_modules": modules}
+        modules = _modules(unet)
+        adapted = [modules[layer] for layer in lora.layers]
+        peft = {"unet.r": lora.rank, "unet.lora_alpha": lora.alpha, "unet.target_modules": adapted}
         metadata[_PEFT] = json.dumps(peft)
-    with finished(path, overwrite=True) as partial:
+    with finished(path, overwrite=overwrite) as partial:
         write_safetensors(partial, tensors, metadata)
+
+
+def _as_scalar(alpha: float) -> np.ndarray:
+    """In float32, as kohya's scripts have it, or in float64 if only that is exact."""
+    scalar = np.array(alpha, np.float32)
+    return scalar if float(scalar) == alpha else np.array(alpha, np.float64)
 
 
 def _modules(unet: UNetConfig) -> dict[str, str]:
@@ -129,12 +194,12 @@ def _pair(start: str, down: str, up: str) -> Keys:
 
 
 def _check_known(path: Path, keys: Collection[str], known: Collection[str]) -> None:
-    if not any("lora" in key for key in keys):
+    if not speak_of_lora(keys):
         raise UserError(f"{path}: not a LoRA file: none of its keys speaks of lora")
     if unknown := sorted(key for key in keys if key not in known):
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UserError(
-            f"{path}: {unknown[0]}{more} of its {len(keys)} keys belong to no linear layer of this UNet: it is for "
+            f"{path}: {unknown[0]}{more} of its {len(keys)} keys belong to no linear layer of the UNet: it is for "
             "another model, or of an unsupported kind"
         )
 

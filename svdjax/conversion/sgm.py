@@ -28,6 +28,7 @@ from svdjax.conversion.checkpoint import (
 )
 from svdjax.conversion.clip import clip_text_table, clip_vision_table
 from svdjax.conversion.infer import Shapes, infer_clip_text, infer_clip_vision, infer_unet, infer_vae
+from svdjax.conversion.lora import speak_of_lora
 from svdjax.conversion.mapping import Entry, prefixed, to_ours, to_theirs
 from svdjax.conversion.tensors import Tensor
 from svdjax.conversion.unet import unet_table
@@ -157,8 +158,8 @@ def _refuse_others(keys: Iterable[str], what: str) -> None:
     keys = list(keys)
     unet = [key.removeprefix(UNET) for key in keys if key.startswith(UNET)]
     temporal = any("time_stack." in key for key in unet)
-    if any(re.search(r"lora_|\.lora\.|hada_|lokr_", key) for key in keys):
-        raise UserError(f"{what}: a LoRA, not a whole checkpoint: convert the checkpoint that it belongs to")
+    if speak_of_lora(keys):
+        raise UserError(f"{what}: a LoRA, not a whole checkpoint: give the checkpoint that it belongs to")
     if not unet:
         raise UserError(f"{what}: no checkpoint of SVD, SV3D or SD 2.1: no key begins with {UNET}")
     if not temporal and any(re.search(r"label_emb|transformer_blocks\.1\.", key) for key in unet):

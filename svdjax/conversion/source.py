@@ -34,16 +34,29 @@ def open_checkpoint(source: str | Path, options: Options | None = None) -> Check
     Raises:
         UserError: the source does not exist, is of no known kind, or is incomplete.
     """
-    options, text = options or Options(), str(source)
-    if is_address(text):
-        path = fetch_address(text)
-    elif Path(text).exists():
-        path = Path(text)
-    elif is_repo(text) and not text.startswith((".", "~")):
-        path = fetch_repo(text, options.variant)
-    else:
-        raise UserError(f"{text}: no such file or folder: give {KINDS}")
+    options = options or Options()
+    path = locate(source, options.variant)
     return _open_folder(path, options) if path.is_dir() else _open_file(path, options)
+
+
+def locate(source: str | Path, variant: str | None = None) -> Path:
+    """The local file or folder of a source; what is elsewhere is downloaded first.
+
+    Args:
+        source: as of :func:`open_checkpoint`.
+        variant: files of a repository's diffusers folder to take, e.g. ``fp16``.
+
+    Raises:
+        UserError: there is no such source, or it cannot be downloaded.
+    """
+    text = str(source)
+    if is_address(text):
+        return fetch_address(text)
+    if Path(text).exists():
+        return Path(text)
+    if is_repo(text) and not text.startswith((".", "~")):
+        return fetch_repo(text, variant)
+    raise UserError(f"{text}: no such file or folder: give {KINDS}")
 
 
 def _open_folder(folder: Path, options: Options) -> Checkpoint:

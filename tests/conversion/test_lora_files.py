@@ -155,5 +155,5 @@ def test_files_that_are_none_and_models_that_do_not_fit_are_refused(tmp_path, lo
     with pytest.raises(UserError, match=r"adapts unet.*temporal.*, which this UNet does not have"):
         write_lora(tmp_path / "lora.safetensors", lora, image)
     write_lora(tmp_path / "lora.safetensors", lora, UNET)
-    with pytest.raises(UserError, match="keys belong to no linear layer of this UNet: it is for another model"):
+    with pytest.raises(UserError, match="keys belong to no linear layer of the UNet: it is for another model"):
         read_lora(tmp_path / "lora.safetensors", image)

@@ -36,6 +36,7 @@ def reference(config: VAEConfig, seed: int = 0, layers: int = 2) -> torch.nn.Mod
     if config.temporal_decoder:
         return randomise(AutoencoderKLTemporalDecoder(down_block_types=down, **sizes), seed)
     up = ("UpDecoderBlock2D",) * levels
+    sizes["use_post_quant_conv"] = config.post_quant_conv
     return randomise(AutoencoderKL(down_block_types=down, up_block_types=up, **sizes), seed)
 
 
