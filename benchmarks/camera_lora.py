@@ -1,90 +1,119 @@
 """Camera-motion LoRAs of the demo model, measured: does the camera move as the LoRA was trained to move it?
 
-Command: python benchmarks/camera_lora.py [FOLDER]   (needs `pip install -e ".[measure]"`)
+Command: python -m benchmarks.camera_lora [--folder FOLDER | BASE PAN_RIGHT ZOOM_IN STATIC]   (needs ".[measure]")
 
-Trains a LoRA for each motion by `configs/demo_camera_lora.py` into FOLDER (runs/camera_lora; what is finished there
-is not trained again), animates pictures of the built-in world that no training run draws, and names the camera's
-motion in each sample with `svdjax.evaluation.camera`. Prints one JSON object: for each motion the share of samples
-that show it, with the LoRA and without, and how often the samples with it show each motion.
+Animates pictures of the built-in world that no training run draws, and names the camera's motion in each sample
+with `svdjax.evaluation.camera`. Prints one JSON object: for each motion the share of samples that show it, with the
+LoRA and without, and how often the samples with it show each motion. A base checkpoint and LoRAs that are named are
+measured as they are; else LoRAs are trained by `configs/demo_camera_lora.py` into FOLDER (what is finished there is
+not trained again).
 """
 
+import argparse
 import dataclasses
 import json
 import sys
 from collections import Counter
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from benchmarks.demo import SEED, pipeline_of
+from benchmarks.runs import demo_run, trained
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.sprites import CAMERAS, World, draw_clips
 from svdjax.evaluation.camera import global_motion
 from svdjax.sampling.images import from_uint8
 from svdjax.sampling.loras import apply_loras
-from svdjax.sampling.options import DEMO_CHECKPOINT
-from svdjax.sampling.pipeline import Pipeline, Settings
-from svdjax.training import RunConfig, load_config, run
+from svdjax.sampling.options import ASSETS
+from svdjax.training import RunConfig
 
-CONFIG = Path(__file__).parents[1] / "configs" / "demo_camera_lora.py"
 MOTIONS = ("pan right", "zoom in", "static")
-SAMPLES = 64
-SEED = 2  # of the pictures and of the noise; training draws its clips with the seeds 0 and 1
+BUNDLED = (
+    ASSETS / "demo_camera.safetensors",
+    *(ASSETS / f"lora_{motion.replace(' ', '_')}.safetensors" for motion in MOTIONS),
+)
+QUICK = MappingProxyType({"samples": 8, "steps": 12})
 BUCKET = 127.0
 
 
 def config_of(motion: str, folder: Path, *, seed: int = 0, steps: int | None = None) -> RunConfig:
     """The demo's configuration for one of the built-in world's camera motions."""
-    config = load_config([str(CONFIG)], default=CONFIG)
-    folder = folder / motion.replace(" ", "_")
+    config = demo_run("demo_camera_lora", folder / motion.replace(" ", "_"), seed=seed, steps=steps)
     world = dataclasses.replace(config.data.world, cameras=tuple(float(camera == motion) for camera in CAMERAS))
-    data = dataclasses.replace(config.data, world=world, train=folder / "train", validation=folder / "validation")
-    unet = dataclasses.replace(config.unet, steps=steps or config.unet.steps)
-    return dataclasses.replace(config, out=folder / f"run_{seed}", seed=seed, data=data, unet=unet)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, world=world))
 
 
-def cameras(loras: list[Path], images: np.ndarray) -> list[str]:
-    """Name of the camera's motion in a sample of each picture."""
-    model = load_model(
-        apply_loras(open_checkpoint(DEMO_CHECKPOINT), [str(path) for path in loras]), dtype=np.float32
-    )
-    defaults = dataclasses.replace(model.config.defaults, motion_bucket=BUCKET)
-    pipeline = Pipeline(model, Settings(defaults=defaults, seed=SEED, per_device=16))
-    return [global_motion(video).camera for video in pipeline(images=images)]
+def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path, ...]:
+    """The checkpoint that the committed configuration starts from, and a LoRA of it for each motion."""
+    configs = [config_of(motion, folder, seed=seed, steps=steps) for motion in MOTIONS]
+    return Path(configs[0].init_from), *(trained(config) for config in configs)
 
 
-def camera_lora(
-    folder: Path,
-    *,
-    motions: tuple[str, ...] = MOTIONS,
-    samples: int = SAMPLES,
-    steps: int | None = None,
-    seed: int = 0,
-) -> dict[str, object]:
-    """Train and measure.
+def measure(base: Path, *loras: Path, samples: int = 64, **defaults: Any) -> dict[str, Any]:
+    """Animate with each LoRA and without, and name what the camera does.
 
     Args:
-        folder: for data and runs. motions: some of the built-in world's cameras. samples: for each of them.
-        steps: of training, if not the configuration's. seed: of training.
+        base: the checkpoint. loras: one for each of MOTIONS. samples: of each of them.
+        defaults: see `pipeline_of`.
     """
     clips = draw_clips(World(frames=1), SEED, samples)
     images = from_uint8(np.stack([clip.frames[0] for clip in clips]))
-    without = Counter(cameras([], images))
-    figures: dict[str, object] = {"samples": samples, "seed": seed, "without": dict(without.most_common())}
-    for motion in motions:
-        found = Counter(cameras([run(config_of(motion, folder, seed=seed, steps=steps))], images))
-        figures[motion] = {
+    without = Counter(cameras(base, [], images, **defaults))
+    motions = {}
+    for motion, lora in zip(MOTIONS, loras, strict=True):
+        found = Counter(cameras(base, [lora], images, **defaults))
+        motions[motion] = {
             "with": found[motion] / samples,
             "without": without[motion] / samples,
             "found": dict(found.most_common()),
         }
-    return figures
+    about = {
+        "base": str(base),
+        "loras": [str(lora) for lora in loras],
+        "samples": samples,
+        "seed": SEED,
+        **defaults,
+    }
+    return {**about, "without": dict(without.most_common()), "motions": motions}
+
+
+def cameras(base: Path, loras: list[Path], images: np.ndarray, **defaults: Any) -> list[str]:
+    """Name of the camera's motion in a sample of each picture."""
+    checkpoint = apply_loras(open_checkpoint(base), [str(path) for path in loras])
+    model = load_model(checkpoint, dtype=np.float32)
+    videos = pipeline_of(model, motion_bucket=BUCKET, **defaults)(images=images)
+    return [global_motion(video).camera for video in videos]
+
+
+def as_expected(found: dict[str, Any]) -> bool:
+    """Whether each motion is seen more often with its LoRA than without."""
+    return all(motion["with"] > motion["without"] for motion in found["motions"].values())
+
+
+def row(found: dict[str, Any]) -> tuple[str, str]:
+    """What was measured, and what it is beside."""
+    ours, without = (
+        ", ".join(f"{name} {motion[which]:.3f}" for name, motion in found["motions"].items())
+        for which in ("with", "without")
+    )
+    return f"show the LoRA's motion: {ours}", f"without it: {without}"
 
 
 def main() -> None:
     """Print the figures."""
-    folder = Path(sys.argv[1]) if sys.argv[1:] else Path("runs/camera_lora")
-    print(json.dumps(camera_lora(folder), indent=1))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "files", type=Path, nargs="*", help=f"a base checkpoint, and LoRAs for {', '.join(MOTIONS)}"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/camera_lora"))
+    args = parser.parse_args()
+    if len(args.files) not in (0, 1 + len(MOTIONS)):
+        parser.error(f"name a base checkpoint and {len(MOTIONS)} LoRAs, or none of them")
+    print(json.dumps(measure(*(args.files or train(args.folder))), indent=1))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ import dataclasses
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from scipy.stats import spearmanr
 
 from svdjax.cli import guard
@@ -29,7 +32,7 @@ from svdjax.training.vae_stage import encode_video
 
 SAMPLES = 64
 RECONSTRUCTED = 16
-SEED = 2
+SEED = 2  # of clips and of noise; training draws its clips with the seeds 0 and 1
 AT_ONCE = 16
 
 
@@ -39,9 +42,30 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 10 * np.log10(4 / np.mean((a - b) ** 2, axis=axes))
 
 
+def pipeline_of(model: SVD, *, seed: int = SEED, windows: int = 1, overlap: int = 1, **defaults: Any) -> Pipeline:
+    """A model ready to sample as a benchmark does.
+
+    Args:
+        model, seed, windows, overlap: see `Settings`.
+        defaults: what to take in place of the checkpoint's own defaults, such as ``steps`` of the sampler.
+    """
+    defaults = dataclasses.replace(model.config.defaults, **defaults)
+    return Pipeline(
+        model, Settings(defaults=defaults, seed=seed, per_device=AT_ONCE, windows=windows, overlap=overlap)
+    )
+
+
 def reconstruct(model: SVD, video: np.ndarray) -> np.ndarray:
     """Encode and decode clips."""
-    return np.asarray(jax.jit(lambda video: model.vae.decode(encode_video(model.vae, video)))(video))
+    graph, state = nnx.split(model.vae)
+    parts = [_reconstruct(graph, state, video[at : at + AT_ONCE]) for at in range(0, len(video), AT_ONCE)]
+    return np.concatenate(parts)
+
+
+@partial(jax.jit, static_argnums=0)
+def _reconstruct(graph: nnx.GraphDef, state: nnx.State, video: np.ndarray) -> jax.Array:
+    vae = nnx.merge(graph, state)
+    return vae.decode(encode_video(vae, video))
 
 
 def measure(checkpoint: Path) -> dict[str, object]:
@@ -51,7 +75,7 @@ def measure(checkpoint: Path) -> dict[str, object]:
     images = from_uint8(clips[:, 0])
     buckets = np.random.default_rng(SEED).permutation(np.linspace(1, 255, SAMPLES)).astype(np.float32)
     start = time.perf_counter()
-    pipeline = Pipeline(model, Settings(defaults=model.config.defaults, seed=SEED, per_device=AT_ONCE))
+    pipeline = pipeline_of(model)
     request = dataclasses.replace(pipeline.request(images=images), motion_bucket=buckets)
     videos = np.stack(list(pipeline.videos(request)))
     flow = np.array([flow_magnitude(video) for video in videos])

@@ -1,33 +1,35 @@
 """Frame interpolation, measured: how near are the frames between two to the true ones, and what would be simpler?
 
-Command: python -m benchmarks.frame_interpolation CHECKPOINT [--quick]   (needs `pip install -e ".[measure]"`)
+Command: python -m benchmarks.frame_interpolation [CHECKPOINT]   (the bundled one by default; needs ".[measure]")
 
 The first and the last of 5 frames of clips of the built-in world are given, clips that no training run draws (seed
 2). Prints one JSON object with the mean PSNR in dB of the three frames between against the true ones, of the model
 (over all seeds), of linear blending and of repeating the nearer frame (the first one for the middle); for all clips
 and for the half in which most moves. ``pixels`` compares what each method gives; ``after_vae`` compares what the
 autoencoder makes of it, for the model's frames come out of the decoder, which costs them detail; ``vae`` is what
-remains of the true frames, the most that a model of these latents can reach. ``--quick`` exits with 1 if the model
-is not nearer than both baselines after the VAE, where most moves.
+remains of the true frames, the most that a model of these latents can reach.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from benchmarks.demo import psnr, reconstruct
+from benchmarks.demo import SEED, pipeline_of, psnr, reconstruct
+from benchmarks.runs import demo_run, trained
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model
 from svdjax.data.sprites import World, draw_clips
+from svdjax.sampling.bundled import CHECKPOINTS
 from svdjax.sampling.images import from_uint8, to_uint8
-from svdjax.sampling.pipeline import Pipeline, Settings
 
+BUNDLED = (CHECKPOINTS["frame_interpolation"],)
+QUICK = MappingProxyType({"clips": 16, "seeds": 1, "steps": 12})
 FRAMES = 5
-SEED = 2
-AT_ONCE = 16
 
 
 def interpolations(video: np.ndarray) -> dict[str, np.ndarray]:
@@ -42,8 +44,13 @@ def between(made: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return psnr(made[:, 1:-1].astype(np.float64), truth[:, 1:-1])
 
 
-def measure(checkpoint: Path, *, clips: int, seeds: int) -> dict[str, object]:
-    """Sample, and compare with the truth and with what is simpler."""
+def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path]:
+    """The model of the committed configuration."""
+    return (trained(demo_run("demo_frame_interpolation", folder, seed=seed, steps=steps)),)
+
+
+def measure(checkpoint: Path, *, clips: int = 64, seeds: int = 3, **defaults: Any) -> dict[str, Any]:
+    """Sample, and compare with the truth and with what is simpler; see `pipeline_of`."""
     model = load_model(checkpoint, dtype=np.float32)
     drawn = list(draw_clips(World(), SEED, clips))
     truth = from_uint8(np.stack([clip.frames[:FRAMES] for clip in drawn]))
@@ -51,10 +58,8 @@ def measure(checkpoint: Path, *, clips: int, seeds: int) -> dict[str, object]:
     known = np.zeros((clips, FRAMES), bool)
     known[:, [0, -1]] = True
     given = np.where(known[..., None, None, None], truth, 0).astype(np.float32)
-    made = []
-    for seed in range(seeds):
-        settings = Settings(defaults=model.config.defaults, seed=seed, per_device=AT_ONCE)
-        made.append(from_uint8(Pipeline(model, settings)(video=given, known=known)))
+    samplers = (pipeline_of(model, seed=seed, **defaults) for seed in range(seeds))
+    made = [from_uint8(sampler(video=given, known=known)) for sampler in samplers]
     pixels = {name: between(as_bytes(video), truth) for name, video in interpolations(truth).items()}
     decoded = {name: between(reconstruct(model, video), truth) for name, video in interpolations(truth).items()}
     ours = np.mean([between(video, truth) for video in made], axis=0)
@@ -66,7 +71,9 @@ def measure(checkpoint: Path, *, clips: int, seeds: int) -> dict[str, object]:
     return {
         "checkpoint": str(checkpoint),
         "clips": clips,
-        "seeds": seeds,
+        "seed": SEED,
+        "seeds": list(range(seeds)),
+        **defaults,
         "columns": ["all clips", "the half that moves most"],
         "pixels": means({"model": ours, **pixels}),
         "after_vae": means({"model": ours, **decoded, "vae": ceiling}),
@@ -78,16 +85,23 @@ def as_bytes(video: np.ndarray) -> np.ndarray:
     return from_uint8(to_uint8(video))
 
 
-def main() -> int:
+def as_expected(found: dict[str, Any]) -> bool:
+    """Whether the model is nearer to the truth than both simple ways, after the VAE and where most moves."""
+    model, *others = (found["after_vae"][name][1] for name in ("model", "blending", "repetition"))
+    return model > max(others)
+
+
+def row(found: dict[str, Any]) -> tuple[str, str]:
+    """What was measured, and what it is beside."""
+    model, *others = (f"{name} {values[1]:.2f} dB" for name, values in found["after_vae"].items())
+    return f"where most moves, after the VAE: {model}", ", ".join(others)
+
+
+def main() -> None:
     """Print the figures of a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--quick", action="store_true", help="8 clips and one seed, and check the direction")
-    args = parser.parse_args()
-    found = measure(args.checkpoint, clips=8 if args.quick else 64, seeds=1 if args.quick else 3)
-    print(json.dumps(found, indent=1))
-    model, *others = (found["after_vae"][name][1] for name in ("model", "blending", "repetition"))
-    return int(args.quick and model <= max(others))
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED[0])
+    print(json.dumps(measure(parser.parse_args().checkpoint), indent=1))
 
 
 if __name__ == "__main__":

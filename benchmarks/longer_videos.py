@@ -1,6 +1,6 @@
 """Longer videos, measured: how well do windows join?
 
-Command: python -m benchmarks.longer_videos [CHECKPOINT] [--quick]
+Command: python -m benchmarks.longer_videos [CHECKPOINT]   (the bundled demo by default)
 
 Pictures of the built-in world are animated for three windows. Prints one JSON object with, for each way to go on,
 
@@ -9,28 +9,29 @@ seam_error: the mean difference of the two frames at a seam, over that of neighb
 jerk: the same of the second difference over frames, in which a jump of the velocity shows.
 
 ``picture`` animates the last frame of a window anew, which keeps the picture but not the motion. ``overlap k`` is
-``--windows 3 --overlap k``. ``--quick`` exits with 1 unless the longest overlap has less jerk than ``picture``.
+``--windows 3 --overlap k``.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from benchmarks.demo import SEED, pipeline_of
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model
 from svdjax.data.sprites import World, draw_clips
-from svdjax.models.svd import SVD
 from svdjax.sampling.images import from_uint8
 from svdjax.sampling.options import DEMO_CHECKPOINT
-from svdjax.sampling.pipeline import Pipeline, Settings
+from svdjax.sampling.pipeline import Pipeline
 
+BUNDLED = (DEMO_CHECKPOINT,)
+QUICK = MappingProxyType({"videos": 8, "overlaps": (4,), "steps": 12})
 WINDOWS = 3
-SEED = 2
-AT_ONCE = 16
 BUCKET = 190.0  # enough motion for a seam to show
 
 
@@ -58,38 +59,53 @@ def again(pipeline: Pipeline, images: np.ndarray) -> np.ndarray:
     return np.concatenate(made, axis=1)
 
 
-def measure(model: SVD, *, videos: int, overlaps: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Seam error and jerk of each way to go on."""
+def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path]:
+    """The bundled demo: going on takes no training."""
+    del folder, seed, steps
+    return BUNDLED
+
+
+def measure(
+    checkpoint: Path, *, videos: int = 32, overlaps: tuple[int, ...] = (1, 2, 4), **defaults: Any
+) -> dict[str, Any]:
+    """Seam error and jerk of each way to go on; see `pipeline_of`."""
+    model = load_model(checkpoint, dtype=np.float32)
     images = from_uint8(np.stack([clip.frames[0] for clip in draw_clips(World(), SEED, videos)]))
-    defaults = dataclasses.replace(model.config.defaults, motion_bucket=BUCKET)
-    frames, found = defaults.frames, {}
+    frames, ways = model.config.defaults.frames, {}
 
     def judge(name: str, made: np.ndarray, step: int) -> None:
         seams = [frames - 1 + step * number for number in range(WINDOWS - 1)]
-        found[name] = {
+        ways[name] = {
             "seam_error": round(seam_error(made, seams, 1), 3),
             "jerk": round(seam_error(made, seams, 2), 3),
         }
 
-    alone = Settings(defaults=defaults, seed=SEED, per_device=AT_ONCE)
-    judge("picture", again(Pipeline(model, alone), images), frames - 1)
+    how = {"motion_bucket": BUCKET, **defaults}
+    judge("picture", again(pipeline_of(model, **how), images), frames - 1)
     for overlap in overlaps:
-        settings = dataclasses.replace(alone, windows=WINDOWS, overlap=overlap)
-        judge(f"overlap {overlap}", from_uint8(Pipeline(model, settings)(images=images)), frames - overlap)
-    return found
+        pipeline = pipeline_of(model, windows=WINDOWS, overlap=overlap, **how)
+        judge(f"overlap {overlap}", from_uint8(pipeline(images=images)), frames - overlap)
+    about = {"checkpoint": str(checkpoint), "videos": videos, "seed": SEED, "windows": WINDOWS, **defaults}
+    return {**about, "ways": ways}
 
 
-def main() -> int:
-    """Print the figures of a checkpoint, the bundled one by default."""
+def as_expected(found: dict[str, Any]) -> bool:
+    """Whether the longest overlap joins windows with less jerk than the last picture alone."""
+    picture, *overlaps = (way["jerk"] for way in found["ways"].values())
+    return overlaps[-1] < picture
+
+
+def row(found: dict[str, Any]) -> tuple[str, str]:
+    """What was measured, and what it is beside."""
+    picture, *overlaps = (f"{name} {way['jerk']:.3f}" for name, way in found["ways"].items())
+    return f"jerk at the seams: {', '.join(overlaps)}", picture
+
+
+def main() -> None:
+    """Print the figures of a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO_CHECKPOINT)
-    parser.add_argument("--quick", action="store_true", help="16 videos and one overlap, and check the direction")
-    args = parser.parse_args()
-    model = load_model(args.checkpoint, dtype=np.float32)
-    overlaps = (4,) if args.quick else (1, 2, 4)
-    found = measure(model, videos=16 if args.quick else 32, overlaps=overlaps)
-    print(json.dumps({"checkpoint": str(args.checkpoint), "windows": WINDOWS, **found}, indent=1))
-    return int(args.quick and found[f"overlap {overlaps[-1]}"]["jerk"] >= found["picture"]["jerk"])
+    print(json.dumps(measure(parser.parse_args().checkpoint), indent=1))
 
 
 if __name__ == "__main__":

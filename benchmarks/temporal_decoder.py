@@ -1,67 +1,92 @@
 """The temporal decoder, measured: is what it decodes nearer to the clips than the image decoder's?
 
-Command: python -m benchmarks.temporal_decoder [FOLDER] [--out OUT] [--quick]   (pip install -e ".[measure]")
+Command: python -m benchmarks.temporal_decoder [FOLDER] [--out OUT]   (needs `pip install -e ".[measure]"`)
 
 Trains an image autoencoder on single frames (`configs/demo_image_decoder.py`), and from it three decoders with the
 same steps: the image decoder itself, further; the temporal one on reconstruction alone; and the temporal one with a
 discriminator (`configs/demo_temporal_decoder.py`). FOLDER holds videos in ``train`` and ``held``; without it, clips
 are those of the built-in world. Prints one JSON object with the means over held-out clips of PSNR (dB), SSIM,
 flicker (`evaluation.reconstruction.flicker`, in steps of 8-bit brightness) and detail, the share of the true clips'
-absolute differences between neighbouring pixels that is left. ``--quick`` makes few steps, to see everything work.
+absolute differences between neighbouring pixels that is left.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from benchmarks.demo import reconstruct
+from benchmarks.demo import SEED, reconstruct
+from benchmarks.runs import demo_run, trained
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model
 from svdjax.data.opening import open_source
 from svdjax.data.pipeline import fixed_clips
+from svdjax.data.sampling import ClipSampling
+from svdjax.data.sprites import World, draw_clips
 from svdjax.evaluation.reconstruction import flicker, psnr, ssim
 from svdjax.sampling.images import from_uint8, to_uint8
-from svdjax.training import RunConfig, load_config, run
+from svdjax.training import RunConfig
 from svdjax.training.vae_stage import DecoderStage
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-CLIPS = 64
+BUNDLED = ()  # what is measured is training, so that there is no quick way
+QUICK = MappingProxyType({})
+NAMES = ("image autoencoder", "image decoder", "temporal decoder", "temporal decoder, discriminator")
 
 
-def runs(folder: Path | None, out: Path, *, steps: int | None, seed: int) -> dict[str, RunConfig]:
-    """The image autoencoder's run, and those of the decoders that start from it."""
-    made = {}
+def runs(out: Path, films: Path | None, *, seed: int, steps: int | None) -> tuple[RunConfig, ...]:
+    """The image autoencoder's run, and those of the decoders that start from it, in the order of NAMES."""
+    made = []
     for name in ("demo_image_decoder", "demo_temporal_decoder"):
-        config = load_config([str(CONFIGS / f"{name}.py")], default=CONFIGS)
-        data = config.data
-        if folder is not None:
-            data = dataclasses.replace(data, train=folder / "train", validation=folder / "held", sprites=0)
-        made[name] = dataclasses.replace(config, seed=seed, data=data, out=out / f"{name}_{seed}")
-    image, temporal = made.values()
-    if steps:
-        image = dataclasses.replace(image, vae=dataclasses.replace(image.vae, steps=steps))
-        temporal = dataclasses.replace(temporal, decoder=dataclasses.replace(temporal.decoder, steps=steps))
+        config = demo_run(name, out, seed=seed, steps=steps)
+        if films is not None:
+            data = dataclasses.replace(config.data, train=films / "train", validation=films / "held", sprites=0)
+            config = dataclasses.replace(config, data=data)
+        made.append(config)
+    image, temporal = made
     start = str(image.out / "model.safetensors")
     temporal = dataclasses.replace(temporal, init_from=start)
     shared = {field.name: getattr(temporal.decoder, field.name) for field in dataclasses.fields(DecoderStage)}
     plain = DecoderStage(**shared)
     further = dataclasses.replace(image, vae=None, decoder=plain, init_from=start, init=type(image.init)())
-    return {
-        "image autoencoder": image,
-        "image decoder": dataclasses.replace(further, out=out / f"further_{seed}"),
-        "temporal decoder": dataclasses.replace(temporal, decoder=plain, out=out / f"plain_{seed}"),
-        "temporal decoder, discriminator": temporal,
-    }
+    return (
+        image,
+        dataclasses.replace(further, out=out / f"further_{seed}"),
+        dataclasses.replace(temporal, decoder=plain, out=out / f"plain_{seed}"),
+        temporal,
+    )
 
 
-def measure(checkpoint: Path, clips: np.ndarray) -> dict[str, float]:
+def train(folder: Path, films: Path | None = None, *, seed: int = 0, steps: int | None = None) -> tuple[Path, ...]:
+    """The four models, in the order of NAMES.
+
+    Args:
+        folder: for the runs. films: videos in ``train`` and ``held``, in place of the built-in world's clips.
+        seed: of training. steps: of each of them, if not the configurations'.
+    """
+    return tuple(trained(config) for config in runs(folder, films, seed=seed, steps=steps))
+
+
+def measure(*checkpoints: Path, films: Path | None = None, samples: int = 64) -> dict[str, Any]:
+    """Means over clips that are encoded and decoded by each of the four models."""
+    if films is None:
+        clips = np.stack([clip.frames for clip in draw_clips(World(), SEED, samples)])
+    else:
+        held = fixed_clips(open_source(films / "held"), ClipSampling())
+        clips = np.stack([item["video"] for item in islice(held, samples)])
+    found = {name: quality(path, clips) for name, path in zip(NAMES, checkpoints, strict=True)}
+    source = f"the built-in world, seed {SEED}" if films is None else str(films)
+    return {"checkpoints": [str(path) for path in checkpoints], "clips": len(clips), "source": source, **found}
+
+
+def quality(checkpoint: Path, clips: np.ndarray) -> dict[str, float]:
     """Means over clips [n t h w 3] of bytes, encoded and decoded."""
-    model = load_model(checkpoint, dtype=np.float32)
-    made = to_uint8(reconstruct(model, from_uint8(clips)))
+    made = to_uint8(reconstruct(load_model(checkpoint, dtype=np.float32), from_uint8(clips)))
     return {
         "psnr": round(float(psnr(made, clips).mean()), 2),
         "ssim": round(float(ssim(made, clips).mean()), 4),
@@ -75,22 +100,29 @@ def detail(video: np.ndarray) -> float:
     return float(np.abs(np.diff(video.astype(np.float64), axis=3)).mean())
 
 
+def as_expected(found: dict[str, Any]) -> bool:
+    """Whether the discriminator brings back detail."""
+    _, _, plain, adversarial = (found[name]["detail"] for name in NAMES)
+    return adversarial > plain
+
+
+def row(found: dict[str, Any]) -> tuple[str, str]:
+    """What was measured, and what it is beside."""
+    *others, ours = (f"{found[name]['detail']:.3f} ({found[name]['psnr']:.2f} dB)" for name in NAMES)
+    beside = ", ".join(f"{name} {values}" for name, values in zip(NAMES, others, strict=False))
+    return f"detail with the discriminator: {ours}", beside
+
+
 def main() -> None:
     """Train, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("films", metavar="FOLDER", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, default=Path("runs/temporal_decoder_benchmark"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="60 steps and 8 clips")
+    parser.add_argument("--steps", type=int, help="of each training, to see everything work")
     args = parser.parse_args()
-    configs = runs(args.folder, args.out, steps=60 if args.quick else None, seed=args.seed)
-    checkpoints = {name: run(config) for name, config in configs.items()}
-    data = configs["image autoencoder"].data
-    held = fixed_clips(open_source(data.validation), data.sampling)
-    clips = np.stack([item["video"] for item, _ in zip(held, range(8 if args.quick else CLIPS), strict=False)])
-    found = {name: measure(path, clips) for name, path in checkpoints.items()}
-    steps = {name: next(iter(config.stages())).steps for name, config in configs.items()}
-    print(json.dumps({"clips": len(clips), "seed": args.seed, "steps": steps, **found}, indent=1))
+    models = train(args.out, args.films, seed=args.seed, steps=args.steps)
+    print(json.dumps({"training_seed": args.seed, **measure(*models, films=args.films)}, indent=1))
 
 
 if __name__ == "__main__":

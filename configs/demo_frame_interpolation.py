@@ -2,7 +2,7 @@
 
 Command:   python train.py configs/demo_frame_interpolation.py
 Hardware:  any computer.
-Measured:  python benchmarks/frame_interpolation.py runs/demo_frame_interpolation/model.safetensors
+Measured:  python -m benchmarks.frame_interpolation runs/demo_frame_interpolation/model.safetensors
            (docs/frame_interpolation.md has the figures)
 Ours:      it starts from the demo's UNet, which animates pictures, and keeps its autoencoder; so the level of noise
            stays a scalar. ``--model.task known_frames --data.sampling.frames 8 --model.defaults.frames 8`` trains

@@ -2,7 +2,7 @@
 
 Command:   python train.py configs/demo_multi_view.py
 Sample:    svdjax sample solid.png --checkpoint runs/demo_multi_view/model.safetensors --elevation 10
-Expected:  `python benchmarks/multi_view.py` measures it beside other starts; see docs/multi_view.md.
+Expected:  `python -m benchmarks.multi_view` measures it beside other starts; see docs/multi_view.md.
 """
 
 import dataclasses

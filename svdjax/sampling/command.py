@@ -14,6 +14,7 @@ from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.video import check_replaceable, write_video
 from svdjax.errors import UserError
 from svdjax.progress import step_bar
+from svdjax.sampling.bundled import bundled_checkpoint
 from svdjax.sampling.inputs import reader_of
 from svdjax.sampling.loras import apply_loras
 from svdjax.sampling.options import Sample, resolve
@@ -61,6 +62,7 @@ def run(args: Sample) -> list[Path]:
     console = Console(stderr=True)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     # Everything that can be wrong is looked at before the weights are read, which may take minutes.
+    args = dataclasses.replace(args, checkpoint=args.checkpoint or str(bundled_checkpoint(args)))
     options = Options(variant=args.variant, head_dim=args.head_dim, clip_heads=args.clip_heads)
     checkpoint = apply_loras(open_checkpoint(args.checkpoint, options), args.lora)
     for notice in checkpoint.notices:
@@ -72,7 +74,7 @@ def run(args: Sample) -> list[Path]:
     if any(side % config.size_multiple for side in (defaults.height, defaults.width)):
         size = f"{defaults.height}x{defaults.width}"
         console.print(f"[yellow]{size} is no multiple of {config.size_multiple}: padded, then cropped back")
-    given = reader.read(args, defaults)
+    given = reader.read(dataclasses.replace(args, photos=args.photos or reader.photos), defaults)
     request = task_of(config).request(defaults, **given.inputs)
     rows = given.rows(args.num_videos)
     request = jax.tree.map(lambda x: x[rows], request)

@@ -21,7 +21,8 @@ DEMO_CHECKPOINT = ASSETS / "demo.safetensors"
 class Sample:
     """Make videos of photos or of texts. Without arguments: the bundled picture with the bundled demo checkpoint.
 
-    Options left out take the checkpoint's own defaults.
+    Without a checkpoint a bundled one is taken that does what is asked for, and without pictures the bundled ones.
+    Other options left out take the checkpoint's own defaults.
 
     Attributes:
         photos: pictures to animate, or clips for the tasks that go on from some or fill in between their frames.
@@ -30,9 +31,10 @@ class Sample:
         elevation: degrees of the camera above the object, one number or one for each view; 10 if left out.
         azimuths: degrees of the camera around the object, rising to that of the picture; equal steps if left out.
         image_frame_ratio: how much of the frame an object on a transparent background takes.
-        task: what to ask the checkpoint for; its own task if left out.
-        checkpoint: a diffusers folder, a .safetensors or .ckpt file, an svdjax checkpoint, or a Hub repo id.
-        lora: LoRA files to merge into the UNet, each FILE or FILE:SCALE; several add up.
+        task: what to ask for; if left out, what the checkpoint does.
+        checkpoint: a diffusers folder, a .safetensors or .ckpt file, an svdjax checkpoint, or a Hub repo id; the
+            bundled one for the task, the prompt or the LoRA if left out.
+        lora: LoRA files (or names of bundled ones) to merge into the UNet, each FILE or FILE:SCALE; several add up.
         out: folder for the videos.
         format: kind of file; png writes a folder of frames. If left out, png for a single frame, else mp4.
         frames: number of frames that are made at once.
@@ -68,7 +70,7 @@ class Sample:
     azimuths: tuple[float, ...] = ()
     image_frame_ratio: float = 0.917
     task: str | None = None
-    checkpoint: str = str(DEMO_CHECKPOINT)
+    checkpoint: str | None = None
     lora: tuple[str, ...] = ()
     out: Path = Path("outputs")
     format: Literal["mp4", "gif", "webp", "png"] | None = None

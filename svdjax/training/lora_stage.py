@@ -27,7 +27,7 @@ class LoRAStage(DiffusionStage):
 
     Attributes:
         lora: which layers, and the rank.
-        base: name of the model that is adapted, for people who read the file's header.
+        base: name of the model that is adapted, for the file's header; sampling takes a bundled one of that name.
     """
 
     result: ClassVar[str] = "lora.safetensors"

@@ -16,7 +16,7 @@ from svdjax.models.svd import SVD, SamplingDefaults
 from svdjax.sampling.images import from_uint8
 from svdjax.sampling.inputs import READERS, Given
 from svdjax.sampling.options import Sample, overlap_of
-from tests.training.tiny import MODEL
+from tests.training.tiny import KNOWN_FRAMES
 from tests.weights import random_model
 
 DEFAULTS = SamplingDefaults(frames=5, height=16, width=16, steps=1, guidance=(1.0, 1.0))
@@ -35,10 +35,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    unet = dataclasses.replace(MODEL.unet, in_channels=9)
-    config = dataclasses.replace(MODEL, unet=unet, task="known_frames", missing_frame=(8, 8, 4), defaults=DEFAULTS)
     path = tmp_path_factory.mktemp("checkpoint") / "known.safetensors"
-    save_native(random_model(SVD, config), path)
+    save_native(random_model(SVD, dataclasses.replace(KNOWN_FRAMES, defaults=DEFAULTS)), path)
     return path
 
 
@@ -103,7 +101,6 @@ def test_copies_of_files_are_made_of_neighbouring_videos():
 @pytest.mark.parametrize(
     ("task", "options", "says"),
     [
-        ("frame_interpolation", {}, "no clip: name a video file"),
         ("frame_interpolation", {"photos": ("a.png",)}, "a.png: has a single frame"),
         ("video_prediction", {"photos": ("a.png",), "overlap": 2}, "has 1 frames at 1 fps, to go on from 2"),
         ("video_prediction", {"photos": ("clip.gif",), "overlap": 5}, "--overlap 5: of 5 frames"),

@@ -95,7 +95,6 @@ def test_one_elevation_is_of_all_views_and_several_of_one_each(cutout):
 @pytest.mark.parametrize(
     "given, says",
     [
-        ({"photos": ()}, "give a picture of an object"),
         ({"elevation": (91.0,)}, "--elevation 91: must be from -90"),
         ({"azimuths": (float("nan"),)}, "--azimuths nan: must be degrees"),
         ({"image_frame_ratio": 0.0}, "--image-frame-ratio 0.0: must be above 0"),

@@ -1,5 +1,6 @@
 """A whole run in miniature: 16x16 pixels, 2 frames, the smallest networks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from svdjax.data.sampling import ClipSampling
@@ -31,6 +32,7 @@ MODEL = SVDConfig(
     scalars=(("fps", 4), ("motion_bucket", 4), ("noise_aug", 4)),
     defaults=SamplingDefaults(frames=2, height=16, width=16, steps=2),
 )
+KNOWN_FRAMES = replace(MODEL, unet=replace(MODEL.unet, in_channels=9), task="known_frames", missing_frame=(8, 8, 4))
 OPTIM = OptimConfig(rate=1e-3, warmup=1)
 
 

@@ -1,7 +1,5 @@
 """The tasks with known frames ask for clips, or for pictures and where they belong."""
 
-from pathlib import Path
-
 import numpy as np
 
 from svdjax.data.decoding import decode, decode_all, probe, sample_times
@@ -9,7 +7,7 @@ from svdjax.errors import UserError
 from svdjax.models.svd import SamplingDefaults
 from svdjax.sampling.images import from_uint8, read_image
 from svdjax.sampling.inputs.reader import Given, Reader
-from svdjax.sampling.options import Sample, overlap_of
+from svdjax.sampling.options import ASSETS, Sample, overlap_of
 
 # The fastest rate that full-size training draws. A clip that comes out faster is conditioned on this one.
 FASTEST = 30.0
@@ -19,10 +17,10 @@ def read_pairs(args: Sample, defaults: SamplingDefaults) -> Given:
     """Clips, of which each pair of neighbouring frames becomes the ends of a video.
 
     Raises:
-        UserError: there is none, or one cannot be read or has a single frame.
+        UserError: one cannot be read or has a single frame.
     """
     size, videos = (defaults.height, defaults.width), []
-    for path in _clips(args):
+    for path in args.photos:
         frames = from_uint8(decode_all(path, size=size).frames)
         if len(frames) < 2:
             raise UserError(f"{path}: has a single frame: give a clip of at least 2")
@@ -47,11 +45,11 @@ def read_beginnings(args: Sample, defaults: SamplingDefaults) -> Given:
     """Clips, whose last frames become the first ones of a video; at ``--fps`` or their own rate if it is lower.
 
     Raises:
-        UserError: there is none, or one cannot be read or is too short.
+        UserError: one cannot be read or is too short.
     """
     size, count = (defaults.height, defaults.width), overlap_of(args, defaults.frames)
     clips, rates = [], []
-    for path in _clips(args):
+    for path in args.photos:
         info = probe(path)
         fps = min(info.fps, defaults.fps)
         length = int(info.last * fps + 1e-3) + 1
@@ -111,19 +109,25 @@ def _placed(args: Sample, defaults: SamplingDefaults, at: tuple[int, ...]) -> Gi
     )
 
 
-def _clips(args: Sample) -> tuple[Path, ...]:
-    if not args.photos:
-        raise UserError("no clip: name a video file, as in svdjax sample --task video_prediction clip.mp4")
-    return args.photos
-
-
 _SCALARS = ("motion_bucket", "noise_aug")
 _BETWEEN = ("frame_interpolation", "first_last", "known_frames")
-PAIRS = Reader(models=_BETWEEN, options=("photos", *_SCALARS), read=read_pairs)
-ENDS = Reader(models=_BETWEEN, options=("photos", "fit", *_SCALARS), read=read_ends)
+# All of one clip: each fourth frame, its first and fifth one, and the whole.
+PAIRS = Reader(
+    models=_BETWEEN,
+    options=("photos", *_SCALARS),
+    read=read_pairs,
+    photos=(ASSETS / "demo_clip_sparse.mp4",),
+)
+ENDS = Reader(
+    models=_BETWEEN,
+    options=("photos", "fit", *_SCALARS),
+    read=read_ends,
+    photos=(ASSETS / "demo_photo.png", ASSETS / "demo_photo_later.png"),
+)
 BEGINNINGS = Reader(
     models=("video_prediction", "known_frames"),
     options=("photos", "windows", "overlap", *_SCALARS),
     read=read_beginnings,
+    photos=(ASSETS / "demo_clip.mp4",),
 )
 PLACED = Reader(models=("known_frames",), options=("photos", "at", "fit", *_SCALARS), read=read_placed)

@@ -7,21 +7,18 @@ from svdjax.sampling.images import read_image
 from svdjax.sampling.inputs.reader import Given, Reader
 from svdjax.sampling.options import ASSETS, Sample
 
-DEMO_PHOTO = ASSETS / "demo_photo.png"
-
 
 def read(args: Sample, defaults: SamplingDefaults) -> Given:
-    """The photos, or the bundled one.
+    """The photos.
 
     Raises:
         UserError: one cannot be read.
     """
-    photos = args.photos or (DEMO_PHOTO,)
-    images = [read_image(photo, defaults.height, defaults.width, args.fit) for photo in photos]
+    images = [read_image(photo, defaults.height, defaults.width, args.fit) for photo in args.photos]
     return Given(
         inputs={"images": np.stack(images)},
-        names=[photo.stem for photo in photos],
-        notes=[{"photo": photo.name} for photo in photos],
+        names=[photo.stem for photo in args.photos],
+        notes=[{"photo": photo.name} for photo in args.photos],
     )
 
 
@@ -29,4 +26,5 @@ PHOTOS = Reader(
     models=("image_to_video",),
     options=("photos", "fit", "motion_bucket", "noise_aug", "windows", "overlap"),
     read=read,
+    photos=(ASSETS / "demo_photo.png",),
 )

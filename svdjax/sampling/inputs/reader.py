@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,10 @@ class Reader:
         models: tasks of the checkpoints that can be asked so.
         options: fields of `Sample` that are read here, of those that not every task reads.
         read: reads them, given the size of the videos; raises UserError where one is missing or unusable.
+        photos: what to take of the bundled files where the user names none.
     """
 
     models: tuple[str, ...]
     options: tuple[str, ...]
     read: Callable[[Sample, SamplingDefaults], Given]
+    photos: tuple[Path, ...] = ()

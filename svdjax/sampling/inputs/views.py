@@ -6,17 +6,15 @@ from svdjax.errors import UserError
 from svdjax.models.svd import SamplingDefaults
 from svdjax.sampling.images import read_object
 from svdjax.sampling.inputs.reader import Given, Reader
-from svdjax.sampling.options import Sample
+from svdjax.sampling.options import ASSETS, Sample
 
 
 def read(args: Sample, defaults: SamplingDefaults) -> Given:
     """The pictures, and the cameras' poses, which are the same for all of them.
 
     Raises:
-        UserError: there is none, one cannot be read, or a number is out of range.
+        UserError: one cannot be read, or a number is out of range.
     """
-    if not args.photos:
-        raise UserError("give a picture of an object: svdjax sample --task multi_view object.png")
     if not 0 < args.image_frame_ratio <= 1:
         raise UserError(f"--image-frame-ratio {args.image_frame_ratio}: must be above 0 and at most 1")
     if not all(-90 <= angle <= 90 for angle in args.elevation):
@@ -45,4 +43,5 @@ VIEWS = Reader(
     models=("multi_view",),
     options=("photos", "fit", "image_frame_ratio", "elevation", "azimuths", "motion_bucket", "noise_aug"),
     read=read,
+    photos=(ASSETS / "demo_solid.png",),
 )

@@ -1,0 +1,179 @@
+"""The demo tasks' benchmark: effects of the bundled checkpoints, verdicts that can fail, and training once."""
+
+import dataclasses
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import camera_lora, runs, tasks
+from svdjax.errors import UserError
+from svdjax.sampling.options import DEMO_CHECKPOINT
+from svdjax.training import Stopped
+from tests.training.tiny import tiny_run
+
+
+def shares(colour, direction):
+    return {"colour": colour, "shape": 0.3, "direction": direction}
+
+
+def psnrs(**values):
+    return {"after_vae": {name: [40.0, value] for name, value in values.items()}}
+
+
+def motions(*pairs):
+    names = camera_lora.MOTIONS
+    return {"motions": {name: {"with": w, "without": wo} for name, (w, wo) in zip(names, pairs, strict=True)}}
+
+
+def jerks(**values):
+    return {"ways": {name: {"jerk": value} for name, value in values.items()}}
+
+
+def views(model, picture):
+    return {
+        name: {"psnr": value, "ssim": 0.5}
+        for name, value in {"model": model, "picture": picture, "autoencoder": 30.0}.items()
+    }
+
+
+def details(*values):
+    names = tasks.temporal_decoder.NAMES
+    return {name: {"detail": value, "psnr": 25.0} for name, value in zip(names, values, strict=True)}
+
+
+OTHERS = {"shuffled": shares(0.1, 0.25), "autoencoder": shares(1.0, 1.0)}
+# Figures in which the effect is there, and others in which it is not.
+VERDICTS = {
+    "text_to_video": (
+        {"prompt": shares(0.2, 0.3), **OTHERS},
+        [{"prompt": shares(0.1, 0.9), **OTHERS}, {"prompt": shares(0.9, 0.2), **OTHERS}],
+    ),
+    "camera_lora": (motions((0.5, 0.1), (0.5, 0.4), (1.0, 0.9)), [motions((0.9, 0.1), (0.5, 0.5), (1.0, 0.9))]),
+    "frame_interpolation": (
+        psnrs(model=25, blending=24, repetition=20, vae=30),
+        [psnrs(model=24, blending=25, repetition=20, vae=30), psnrs(model=24, blending=20, repetition=24, vae=30)],
+    ),
+    "multi_view": (views(15.0, 14.0), [views(14.0, 14.0)]),
+    "temporal_decoder": (details(0.7, 0.8, 0.7, 0.75), [details(0.6, 0.6, 0.7, 0.65)]),
+    "longer_videos": (jerks(picture=1.2, first=1.3, last=1.1), [jerks(picture=1.2, first=1.0, last=1.2)]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_the_effect_of_a_bundled_checkpoint_is_there(name):
+    if why := tasks.missing(name):
+        pytest.skip(why)
+    figures = tasks.quick(name)
+    assert figures["as_expected"], json.dumps(figures, indent=1)
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_every_verdict_can_be_both(name):
+    good, bad = VERDICTS[name]
+    task = tasks.TASKS[name]
+    assert task.as_expected(good) and not any(map(task.as_expected, bad))
+
+
+def test_the_table_has_figures_baselines_and_reasons():
+    judged = {name: tasks.judged(tasks.TASKS[name], good) for name, (good, _) in VERDICTS.items()}
+    lines = tasks.table({**judged, "multi_view": "not bundled: a.safetensors"}).splitlines()
+    assert len(lines) == 2 + len(tasks.TASKS) and all(line.count("|") == 5 for line in lines)
+    assert lines[2] == (
+        "| text to video | agree with the prompt: colour 0.200, shape 0.300, direction 0.300 | with other prompts: "
+        "colour 0.100, shape 0.300, direction 0.250; at most: colour 1.000, shape 0.300, direction 1.000 | yes |"
+    )
+    assert "| multi view | not bundled: a.safetensors |  |  |" in lines
+    assert lines[-1] == "| longer videos | jerk at the seams: first 1.300, last 1.100 | picture 1.200 | yes |"
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """Three tasks: one as expected, one not, one not bundled; what was asked of them."""
+    asked = []
+
+    def task(name, file, good):
+        def measure(*files, **few):
+            asked.append((name, files, few))
+            return {"good": good}
+
+        def train(folder, *, seed, steps):
+            return (folder / f"{seed}-{steps}",)
+
+        return SimpleNamespace(
+            BUNDLED=(file,),
+            QUICK={"samples": 2},
+            measure=measure,
+            train=train,
+            as_expected=lambda figures: figures["good"],
+            row=lambda figures: (str(figures["good"]), "nothing"),
+        )
+
+    made = {"works": task("works", DEMO_CHECKPOINT, True), "fails": task("fails", DEMO_CHECKPOINT, False)}
+    monkeypatch.setattr(tasks, "TASKS", {**made, "later": task("later", tmp_path / "later.safetensors", False)})
+    return asked
+
+
+def printed(monkeypatch, capsys, *argv):
+    monkeypatch.setattr(sys, "argv", ["tasks", *map(str, argv)])
+    code = tasks.main()
+    text, _, table = capsys.readouterr().out.partition("\n\n")
+    return code, json.loads(text), table
+
+
+def test_quick_fails_if_an_effect_is_not_there_and_only_then(stand_ins, monkeypatch, capsys):
+    code, found, table = printed(monkeypatch, capsys, "--quick")
+    assert code == 1 and "| fails | False | nothing | **no** |" in table
+    assert found["later"] == "not bundled: later.safetensors" and found["works"]["as_expected"]
+    assert stand_ins == [(name, (DEMO_CHECKPOINT,), {"samples": 2}) for name in ("works", "fails")]
+    code, found, _ = printed(monkeypatch, capsys, "--quick", "--only", "works", "later")
+    assert code == 0 and list(found) == ["works", "later"]
+
+
+def test_without_quick_all_is_trained_in_folders_of_its_own(stand_ins, monkeypatch, capsys, tmp_path):
+    code, found, _ = printed(monkeypatch, capsys, "--out", tmp_path, "--seed", 3, "--only", "later", "fails")
+    assert code == 0 and found["later"] == {"training_seed": 3, "good": False, "as_expected": False}
+    assert stand_ins == [(name, (tmp_path / name / "3-None",), {}) for name in ("later", "fails")]
+
+
+def test_what_is_finished_is_not_trained_again(tmp_path, monkeypatch):
+    config, trained = tiny_run(tmp_path), []
+
+    def run(config):
+        trained.append(config.seed)
+        (config.out / "unet").mkdir()
+        if len(trained) == 1:
+            return Stopped("unet", 1)
+        (config.out / "model.safetensors").touch()
+
+    monkeypatch.setattr(runs, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        runs.trained(config)
+    (config.out / "unet").rmdir()
+    assert runs.trained(config) == runs.trained(config) == config.out / "model.safetensors"
+    assert len(trained) == 2
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        runs.trained(dataclasses.replace(config, seed=1))
+
+
+def test_runs_are_the_committed_configurations_in_a_folder(tmp_path):
+    config = runs.demo_run("demo_multi_view", tmp_path, seed=4)
+    own = runs.load_config([str(runs.CONFIGS / "demo_multi_view.py")], default=runs.CONFIGS)
+    assert (config.seed, config.out.parent, config.data.train.parent) == (4, tmp_path, tmp_path)
+    assert (config.decoder, config.unet, config.model) == (own.decoder, own.unet, own.model)
+    short = runs.demo_run("demo_multi_view", tmp_path, steps=7)
+    assert (short.decoder.steps, short.unet.steps, short.vae) == (7, 7, None)
+
+
+def test_each_camera_lora_sees_its_own_motion_and_starts_from_the_base(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(camera_lora, "trained", lambda config: seen.append(config) or config.out)
+    base, *loras = camera_lora.train(tmp_path, seed=1, steps=2)
+    assert loras == [config.out for config in seen] and len(set(loras)) == 3
+    for motion, config in zip(camera_lora.MOTIONS, seen, strict=True):
+        assert str(base) == config.init_from and config.unet.steps == 2
+        cameras = dict(zip(camera_lora.CAMERAS, config.data.world.cameras, strict=True))
+        assert {camera for camera, weight in cameras.items() if weight} == {motion}
+    assert len({config.data.train for config in seen}) == 3
