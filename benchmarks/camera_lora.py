@@ -48,9 +48,10 @@ def config_of(motion: str, folder: Path, *, seed: int = 0, steps: int | None = N
 
 
 def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path, ...]:
-    """The checkpoint that the committed configuration starts from, and a LoRA of it for each motion."""
+    """The model of `configs/demo_camera.py`, and a LoRA of it for each motion."""
+    base = trained(demo_run("demo_camera", folder / "base", seed=seed, steps=steps))
     configs = [config_of(motion, folder, seed=seed, steps=steps) for motion in MOTIONS]
-    return Path(configs[0].init_from), *(trained(config) for config in configs)
+    return base, *(trained(dataclasses.replace(config, init_from=str(base))) for config in configs)
 
 
 def measure(base: Path, *loras: Path, samples: int = 64, **defaults: Any) -> dict[str, Any]:

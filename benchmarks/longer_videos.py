@@ -30,7 +30,7 @@ from svdjax.sampling.options import DEMO_CHECKPOINT
 from svdjax.sampling.pipeline import Pipeline
 
 BUNDLED = (DEMO_CHECKPOINT,)
-QUICK = MappingProxyType({"videos": 8, "overlaps": (4,), "steps": 12})
+QUICK = MappingProxyType({"videos": 8, "overlaps": (1,), "steps": 12})
 WINDOWS = 3
 BUCKET = 190.0  # enough motion for a seam to show
 
@@ -90,9 +90,9 @@ def measure(
 
 
 def as_expected(found: dict[str, Any]) -> bool:
-    """Whether the longest overlap joins windows with less jerk than the last picture alone."""
-    picture, *overlaps = (way["jerk"] for way in found["ways"].values())
-    return overlaps[-1] < picture
+    """Whether the shortest overlap joins windows with less jerk than animating the last picture anew."""
+    picture, shortest, *_ = (way["jerk"] for way in found["ways"].values())
+    return shortest < picture
 
 
 def row(found: dict[str, Any]) -> tuple[str, str]:

@@ -5,8 +5,7 @@ Hardware:  any computer.
 Measured:  python -m benchmarks.frame_interpolation runs/demo_frame_interpolation/model.safetensors
            (docs/frame_interpolation.md has the figures)
 Ours:      it starts from the demo's UNet, which animates pictures, and keeps its autoencoder; so the level of noise
-           stays a scalar. ``--model.task known_frames --data.sampling.frames 8 --model.defaults.frames 8`` trains
-           one model for interpolation, prediction, and any other set of known frames.
+           stays a scalar. configs/demo_known_frames.py goes on from it, to any set of known frames.
 """
 
 import dataclasses
