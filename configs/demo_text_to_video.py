@@ -3,7 +3,8 @@
 Command:   svdjax train configs/demo_text_to_video.py
 Sampling:  svdjax sample --checkpoint runs/demo_text_to_video/model.safetensors
                --prompt "a red square moves left while the camera stays still"
-Hardware:  any computer; a GPU is used if JAX finds one.
+Hardware:  any computer; a GPU is used if JAX finds one. 115 minutes on one CPU core beside other work.
+Measured:  python -m benchmarks.text_to_video runs/demo_text_to_video/model.safetensors (docs/text_to_video.md)
 Data:      one shape of one of eight colours moves in one of four directions before a camera at rest; speeds differ,
            and the motion bucket tells them.
 Ours:      the autoencoder is the shipped demo's, frozen, and the UNet starts from the demo's, which animates
