@@ -37,9 +37,10 @@ AT_ONCE = 16
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each item, values spanning 2."""
+    """Peak signal-to-noise ratio of each item, values spanning 2; infinite where they are equal."""
     axes = tuple(range(1, a.ndim))
-    return 10 * np.log10(4 / np.mean((a - b) ** 2, axis=axes))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(4 / np.mean((a - b) ** 2, axis=axes))
 
 
 def pipeline_of(model: SVD, *, seed: int = SEED, windows: int = 1, overlap: int = 1, **defaults: Any) -> Pipeline:

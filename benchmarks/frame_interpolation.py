@@ -7,7 +7,7 @@ The first and the last of 5 frames of clips of the built-in world are given, cli
 (over all seeds), of linear blending and of repeating the nearer frame (the first one for the middle); for all clips
 and for the half in which most moves. ``pixels`` compares what each method gives; ``after_vae`` compares what the
 autoencoder makes of it, for the model's frames come out of the decoder, which costs them detail; ``vae`` is what
-remains of the true frames, the most that a model of these latents can reach.
+remains of the true frames, the most that a model of these latents can reach. Infinite means are null.
 """
 
 import argparse
@@ -65,8 +65,8 @@ def measure(checkpoint: Path, *, clips: int = 64, seeds: int = 3, **defaults: An
     ours = np.mean([between(video, truth) for video in made], axis=0)
     ceiling = between(reconstruct(model, truth), truth)
 
-    def means(values: dict[str, np.ndarray]) -> dict[str, list[float]]:
-        return {name: [round(float(x.mean()), 2), round(float(x[moving].mean()), 2)] for name, x in values.items()}
+    def means(values: dict[str, np.ndarray]) -> dict[str, list[float | None]]:
+        return {name: [rounded(x), rounded(x[moving])] for name, x in values.items()}
 
     return {
         "checkpoint": str(checkpoint),
@@ -78,6 +78,12 @@ def measure(checkpoint: Path, *, clips: int = 64, seeds: int = 3, **defaults: An
         "pixels": means({"model": ours, **pixels}),
         "after_vae": means({"model": ours, **decoded, "vae": ceiling}),
     }
+
+
+def rounded(decibels: np.ndarray) -> float | None:
+    """The mean; none where a simple way is exact, as it is for a clip in which nothing moves."""
+    mean = float(decibels.mean())
+    return round(mean, 2) if np.isfinite(mean) else None
 
 
 def as_bytes(video: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Longer videos, measured: how well do windows join?
 
-Command: python -m benchmarks.longer_videos [CHECKPOINT]   (the bundled demo by default)
+Command: python -m benchmarks.longer_videos [CHECKPOINT] [--videos N]   (the bundled demo by default)
 
 Pictures of the built-in world are animated for three windows. Prints one JSON object with, for each way to go on,
 
@@ -105,7 +105,9 @@ def main() -> None:
     """Print the figures of a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO_CHECKPOINT)
-    print(json.dumps(measure(parser.parse_args().checkpoint), indent=1))
+    parser.add_argument("--videos", type=int, default=32)
+    args = parser.parse_args()
+    print(json.dumps(measure(args.checkpoint, videos=args.videos), indent=1))
 
 
 if __name__ == "__main__":
