@@ -46,4 +46,4 @@ def bundled_checkpoint(args: Sample) -> Path:
 def _base_of(lora: Path) -> Path | None:
     """The bundled checkpoint that a LoRA file says it was trained on."""
     base = read_safetensors(lora)[1].get("base") if lora.is_file() else None
-    return next((path for path in ASSETS.glob("*.safetensors") if path.name == base), None)
+    return next((path for path in ASSETS.glob("*.safetensors") if base in (path.name, path.stem)), None)

@@ -87,7 +87,8 @@ def test_where_none_is_bundled_the_message_says_which_are(files, task, capsys):
 def test_a_lora_brings_its_base_along(tmp_path):
     ours, theirs = lora_of("demo.safetensors", tmp_path / "a"), lora_of("svd", tmp_path / "b")
     assert bundled_checkpoint(Sample(lora=(f"{ours}:0.5",), task="nothing")) == DEMO_CHECKPOINT
-    assert bundled_checkpoint(Sample(lora=(str(theirs), str(ours)), task="nothing")) == DEMO_CHECKPOINT
+    short = lora_of("demo", tmp_path / "c")
+    assert bundled_checkpoint(Sample(lora=(str(theirs), str(short)), task="nothing")) == DEMO_CHECKPOINT
     with pytest.raises(UserError, match="no checkpoint is bundled for nothing"):
         bundled_checkpoint(Sample(lora=(str(theirs), str(tmp_path / "missing")), task="nothing"))
 
