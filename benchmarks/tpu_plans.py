@@ -10,81 +10,114 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from svdjax.conversion.output import finished
+from svdjax.planning.chips import CHIPS
+from svdjax.training.flops import peak_flops
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "tpu_plans.md"
-START, END = "<!-- plans -->", "<!-- /plans -->"
+# Of a plan's memory: what the program needs beside what stays.
+WORKING = ("temporaries, results", "program")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One plan: the stage of a configuration on a slice, or with ``sampling`` its model's sampling on one chip."""
+    """One plan: the stage of a configuration on a slice, one clip for each chip or group of chips that share it.
+
+    Attributes:
+        sampling: plan sampling from its model on one chip instead. outline: compile nothing.
+    """
 
     config: str
     topology: str
     fsdp: int = 1
     context: int = 1
     sampling: bool = False
+    outline: bool = False
 
     @property
     def name(self) -> str:
         """Key of the row in the results."""
         mesh = "sampling" if self.sampling else f"{self.fsdp}x{self.context}"
-        return f"{self.config} {self.topology} {mesh}"
+        return f"{self.config} {self.topology} {mesh}" + (" outline" if self.outline else "")
 
 
-SLICES = {"v4": "v4:2x2x4", "v5e": "v5e:4x4", "v5p": "v5p:2x2x4", "v6e": "v6e:4x4"}
-STAGES = ("image", "video_256x384", "video_320x576", "image_to_video_320x576", "svd", "svd_xt")
-ROWS = [
-    Row(config="svd_xt", topology="v5e:4x4", fsdp=16),
-    Row(config="svd_xt", topology="v5e:4x4", fsdp=8, context=2),
-    Row(config="svd_xt", topology="v5e:4x4", fsdp=4, context=4),
+RUNS = (
+    *("image_time_embed", "image", "video_256x384", "video_320x576", "image_to_video_320x576", "svd", "svd_xt"),
+    *("text_to_video_576x1024", "camera_lora", "multi_view", "sv3d", "frame_interpolation", "temporal_decoder"),
+)
+ALONE = {run: Row(config=run, topology="v5p:1") for run in RUNS}
+OUTLINES = {run: Row(config=run, topology="v5e:4x4", fsdp=16, outline=True) for run in RUNS}
+COMPILED = [
+    *ALONE.values(),
     Row(config="svd", topology="v5e:1", sampling=True),
     Row(config="svd_xt", topology="v5e:1", sampling=True),
-    Row(config="svd_xt", topology="v5p:1"),
-    *(
-        Row(config=stage, topology=topology, fsdp=16)
-        for stage in STAGES
-        for chip, topology in SLICES.items()
-        if (stage, chip) != ("svd_xt", "v5e")
-    ),
+    Row(config="svd_xt", topology="v5e:4x4", fsdp=16),
 ]
 
 
 def main() -> None:
-    """Make the plans that are missing, and the page's table of all."""
+    """Make the plans that are missing, and the page's tables of all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="make only rows whose name contains this")
     only = parser.parse_args().only
     console = Console(stderr=True)
-    for row in ROWS:
+    for row in (*OUTLINES.values(), *COMPILED):
         results = _results()
         if only in row.name and row.name not in results:
             console.print(row.name)
             results[row.name] = _made(row)
             _write(RESULTS, json.dumps(results, indent=1) + "\n")
-    before, rest = PAGE.read_text().split(START)
-    _write(PAGE, f"{before}{START}\n{table(_results())}{END}{rest.split(END)[1]}")
+    page, results = PAGE.read_text(), _results()
+    for name, made in (("plans", compiled(results)), ("slices", slices(results))):
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = page.split(start)
+        page = f"{before}{start}\n{made}{end}{rest.split(end)[1]}"
+    _write(PAGE, page)
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    """The rows that are there, in the order of ROWS, as Markdown."""
+def compiled(results: dict[str, list[dict]]) -> str:
+    """The plans that are there, in the order of COMPILED, as Markdown."""
     columns = (
-        *("run", "slice", "data x fsdp x context", "batch", "GiB per chip", "of them state and frozen"),
-        *("at the peak", "estimate"),
+        *("run", "slice", "data x fsdp x context", "batch", "GiB per chip", "of them state and frozen", "program"),
+        *("at the peak", "estimate", "compiled in"),
     )
-    lines = [f"| {' | '.join(columns)} |", "| " + " | ".join(["---"] * len(columns)) + " |"]
-    for row in ROWS:
+    lines = []
+    for row in COMPILED:
         for plan in results.get(row.name, ()):
             what = f"{row.config}, {plan['name']}" if row.sampling else row.config
-            lines.append(f"| {what} | {row.topology} | {_cells(plan)} |")
-    return "\n".join(lines) + "\n"
+            lines.append([what, row.topology, *_cells(plan)])
+    return _markdown(columns, lines)
+
+
+def slices(results: dict[str, list[dict]]) -> str:
+    """Estimates for 16 chips of each kind, as Markdown: what stays there, and what one clip took on a v5p chip."""
+    columns = ("run", "state and frozen", "one clip", "GiB per chip", *CHIPS)
+    lines = []
+    for run in RUNS:
+        if ALONE[run].name in results and OUTLINES[run].name in results:
+            (alone,), (outline,) = results[ALONE[run].name], results[OUTLINES[run].name]
+            clip = sum(alone["memory"][name] for name in WORKING)
+            total = outline["total"] + clip
+            lines.append([run, f"{outline['total']:.2f}", f"{clip:.2f}", f"{total:.1f}"])
+            lines[-1] += [_on(chip, total, outline["executed"] / 16) for chip in CHIPS]
+    return _markdown(columns, lines)
+
+
+def _on(chip: str, total: float, executed: float) -> str:
+    seconds = executed / peak_flops(f"TPU {chip}")
+    return f"{seconds:.2f} s" if total <= CHIPS[chip].hbm_gib else f"({seconds:.2f} s)"
+
+
+def _markdown(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
 def _results() -> dict[str, list[dict]]:
@@ -96,19 +129,20 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def _cells(plan: dict) -> str:
+def _cells(plan: dict) -> list[object]:
     mesh = " x ".join(str(size) for size in plan["mesh"].values())
     if "refused" in plan:
-        return f"{mesh} | {plan['batch']} | {plan['refused']} | | | "
-    own = ("temporaries, results", "program")
-    resident = sum(size for name, size in plan["memory"].items() if name not in own)
+        return [mesh, plan["batch"], plan["refused"], "", "", "", "", ""]
+    stays = sum(size for name, size in plan["memory"].items() if name not in WORKING)
     verdict = f"{plan['total']:.1f} of {plan['hbm']}: " + ("**fits**" if plan["fits"] else "too much")
-    cells = [mesh, plan["batch"], verdict, f"{resident:.2f}", f"{plan['floor']:.2f} s", f"{plan['step']:.2f} s"]
-    return " | ".join(map(str, cells))
+    memory = [verdict, f"{stays:.2f}", f"{plan['memory']['program']:.2f}"]
+    times = [f"{plan['floor']:.2f} s", f"{plan['step']:.2f} s", f"{plan['seconds']['compile']:.0f} s"]
+    return [mesh, plan["batch"], *memory, *times]
 
 
 def _made(row: Row) -> list[dict]:
     options = ["--sampling"] if row.sampling else _mesh(row)
+    options += ["--outline"] if row.outline else []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
         command = [
@@ -132,7 +166,8 @@ def _made(row: Row) -> list[dict]:
 
 
 def _mesh(row: Row) -> list[str]:
-    return ["--mesh.fsdp", str(row.fsdp), "--mesh.context", str(row.context), "--unet.batch", str(row.fsdp)]
+    batch = "--decoder.batch" if row.config == "temporal_decoder" else "--unet.batch"
+    return ["--mesh.fsdp", str(row.fsdp), "--mesh.context", str(row.context), batch, str(row.fsdp)]
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from rich.console import Console
 from svdjax.conversion.output import finished
 from svdjax.errors import UserError
 from svdjax.planning.chips import topology_devices
-from svdjax.planning.plan import Plan, table
+from svdjax.planning.plan import Outline, table
 from svdjax.planning.sampling import plan_sampling
-from svdjax.planning.training import largest_batch, plan_training, shardings
+from svdjax.planning.training import largest_batch, outline_training, plan_training, shardings
 from svdjax.sampling.pipeline import Settings
 from svdjax.training.config import RunConfig, load_config
 from svdjax.training.mesh import make_mesh
@@ -25,7 +25,7 @@ from svdjax.training.stage import Stage
 
 
 def main(argv: Sequence[str]) -> int:
-    """``svdjax plan CONFIG.py --topology v5e:4x4 [--sampling] [--shardings] [--largest] [--option ...]``."""
+    """``svdjax plan CONFIG.py --topology v5e:4x4 [--outline|--sampling|--shardings|--largest] [--option ...]``."""
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if {"-h", "--help"} & set(rest):
@@ -45,10 +45,11 @@ def main(argv: Sequence[str]) -> int:
     if options.largest:
         console.print(f"largest batch that fits: {largest_batch(config, stage, mesh, options.topology)}")
         return 0
-    return _report([plan_training(config, stage, mesh, options.topology)], options.json, console)
+    plan = outline_training if options.outline else plan_training
+    return _report([plan(config, stage, mesh, options.topology)], options.json, console)
 
 
-def _report(plans: Iterable[Plan], file: Path | None, console: Console) -> int:
+def _report(plans: Iterable[Outline], file: Path | None, console: Console) -> int:
     """Print each plan when it is made, for the next one may take long."""
     made = []
     for each in plans:
@@ -64,9 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="svdjax plan", description=__doc__, add_help=False)
     parser.add_argument("--topology", default="v5e:4x4", help="a slice, e.g. v5e:1, v5e:4x4, v5p:4x4x4")
     parser.add_argument("--stage", help="of the configuration; by default its last one")
-    parser.add_argument("--shardings", action="store_true", help="print how each parameter is cut; compile nothing")
-    parser.add_argument("--largest", action="store_true", help="look for the largest batch that fits")
-    parser.add_argument("--sampling", action="store_true", help="plan sampling from the model on one chip instead")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--outline", action="store_true", help="compile nothing: what stays in memory beside activations, and FLOPs"
+    )
+    instead.add_argument("--shardings", action="store_true", help="print how each parameter is cut, no more")
+    instead.add_argument("--largest", action="store_true", help="look for the largest batch that fits")
+    instead.add_argument("--sampling", action="store_true", help="plan sampling from the model on one chip instead")
     parser.add_argument("--videos", type=int, default=1, help="that a chip samples at once")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--chunk", type=int, help="frames to decode at once; as `svdjax sample` if left out")

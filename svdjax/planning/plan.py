@@ -8,7 +8,6 @@ overlap.
 import math
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import jax
@@ -26,15 +25,12 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the compiler says of a program on one chip of a slice.
+class Outline:
+    """What is known of a program for a slice before it is compiled.
 
     Attributes:
         name: of the program. batch: clips or videos that all chips work on at once.
-        memory: GiB by what takes them.
-        seconds: tracing, lowering and compiling.
-        roofline: seconds of the compiler's own estimate, without kernels and transfers.
-        collectives: what is sent; None where the compiler does not show its program.
+        memory: GiB on one chip by what takes them.
         flops, executed: of all chips: what the mathematics asks for, and what is done.
     """
 
@@ -43,9 +39,6 @@ class Plan:
     mesh: Mesh
     batch: int
     memory: dict[str, float]
-    seconds: dict[str, float]
-    roofline: float
-    collectives: list[Collective] | None
     flops: int
     executed: int
 
@@ -65,11 +58,6 @@ class Plan:
         return sum(self.memory.values())
 
     @property
-    def fits(self) -> bool:
-        """Whether it has room in the chip's memory."""
-        return self.total <= self.chip.hbm_gib
-
-    @property
     def peak(self) -> float:
         """FLOP/s of all chips together."""
         return self.chips * (peak_flops(self.mesh.devices.flat[0].device_kind) or float("nan"))
@@ -78,6 +66,41 @@ class Plan:
     def floor(self) -> float:
         """Seconds of what is executed, at the chips' peak."""
         return self.executed / self.peak
+
+    def to_dict(self) -> dict[str, object]:
+        """Everything as JSON can hold it; GiB, seconds and FLOPs."""
+        return {
+            "name": self.name,
+            "topology": self.topology,
+            "mesh": dict(self.mesh.shape),
+            "batch": self.batch,
+            "memory": self.memory,
+            "total": self.total,
+            "hbm": self.chip.hbm_gib,
+            "flops": self.flops,
+            "executed": self.executed,
+            "floor": self.floor,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Outline):
+    """What the compiler says of a program on one chip of a slice; ``memory`` is all that it needs.
+
+    Attributes:
+        seconds: tracing, lowering and compiling.
+        roofline: seconds of the compiler's own estimate, without kernels and transfers.
+        collectives: what is sent; None where the compiler does not show its program.
+    """
+
+    seconds: dict[str, float]
+    roofline: float
+    collectives: list[Collective] | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether it has room in the chip's memory."""
+        return self.total <= self.chip.hbm_gib
 
     @property
     def transfer(self) -> float:
@@ -96,18 +119,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, object]:
         """Everything as JSON can hold it; GiB, seconds and FLOPs."""
-        return {
-            "name": self.name,
-            "topology": self.topology,
-            "mesh": dict(self.mesh.shape),
-            "batch": self.batch,
-            "memory": self.memory,
-            "total": self.total,
-            "hbm": self.chip.hbm_gib,
+        return super().to_dict() | {
             "fits": self.fits,
-            "flops": self.flops,
-            "executed": self.executed,
-            "floor": self.floor,
             "roofline": self.roofline,
             "collectives": None if self.collectives is None else [asdict(each) for each in self.collectives],
             "transfer": self.transfer,
@@ -118,31 +131,21 @@ class Plan:
 
 
 def make_plan(
-    function: jax.stages.Wrapped,
-    arguments: tuple[PyTree, ...],
-    *,
-    name: str,
-    topology: str,
-    mesh: Mesh,
-    batch: int,
-    resident: Mapping[str, PyTree],
-    flops: int,
-    executed: int,
-    turns: int = 1,
+    function: jax.stages.Wrapped, arguments: tuple[PyTree, ...], outline: Outline, *, turns: int = 1
 ) -> Plan:
     """Compile a program for a mesh of a slice's devices.
 
     Args:
         function: to be compiled. arguments: its arguments, as shapes where they lie.
-        name, topology, mesh, batch, flops, executed: of the plan.
-        resident: what lies in memory meanwhile, by name: the arguments, and what other programs need.
+        outline: of the program; its memory is what lies there meanwhile: the arguments, and what other programs
+            need.
         turns: how often the loop turns that makes up the program, of which the compiler counts one turn.
 
     Raises:
         UserError: it does not fit into the chips' memory.
     """
     start = time.perf_counter()
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(outline.mesh):
         traced = function.trace(*arguments)
         seconds = {"trace": time.perf_counter() - start}
         lowered = traced.lower()
@@ -151,26 +154,25 @@ def make_plan(
             with nothing_kept():
                 compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            raise UserError(f"{name} on {topology}: {out_of_memory(error)}") from None
+            raise UserError(f"{outline.name} on {outline.topology}: {out_of_memory(error)}") from None
     seconds["compile"] = time.perf_counter() - start - sum(seconds.values())
     analysis, hlo = compiled.memory_analysis(), _text(compiled)
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    needed = {
+        "temporaries, results": (analysis.temp_size_in_bytes + outputs) / GIB,
+        "program": analysis.generated_code_size_in_bytes / GIB,
+    }
     return Plan(
-        name=name,
-        topology=topology,
-        mesh=mesh,
-        batch=batch,
-        memory={
-            **{name: gib_of(tree) for name, tree in resident.items()},
-            "temporaries, results": (analysis.temp_size_in_bytes + outputs) / GIB,
-            "program": analysis.generated_code_size_in_bytes / GIB,
-        },
+        **vars(outline) | {"memory": outline.memory | needed},
         seconds=seconds,
         roofline=turns * _roofline(compiled, hlo),
         collectives=None if hlo is None else collectives_of(hlo),
-        flops=flops,
-        executed=executed,
     )
+
+
+def resident(**trees: PyTree) -> dict[str, float]:
+    """GiB on one chip by name, of trees of shapes with shardings."""
+    return {name: gib_of(tree) for name, tree in trees.items()}
 
 
 def gib_of(tree: PyTree) -> float:
@@ -201,16 +203,26 @@ def out_of_memory(error: Exception) -> str:
     return f"does not compile ({next(iter(str(error).splitlines()), '')[:300]})"
 
 
-def table(plan: Plan) -> Table:
+def table(plan: Outline) -> Table:
     """A plan for people."""
     mesh = " x ".join(f"{size} {name}" for name, size in plan.mesh.shape.items())
     rows = Table(title=f"{plan.name} on {plan.topology}: {mesh}, batch {plan.batch}", show_header=False)
     for name, size in plan.memory.items():
         rows.add_row(name, f"{size:.2f} GiB")
-    fits = "fits" if plan.fits else "does NOT fit"
-    rows.add_row("memory per chip", f"{plan.total:.2f} of {plan.chip.hbm_gib} GiB: {fits}", end_section=True)
+    total = f"{plan.total:.2f} of {plan.chip.hbm_gib} GiB"
+    if isinstance(plan, Plan):
+        total += ": fits" if plan.fits else ": does NOT fit"
+    else:
+        total += ", beside activations"
+    rows.add_row("memory per chip", total, end_section=True)
     rows.add_row("FLOPs", f"{plan.flops:.3g}, executed {plan.executed:.3g}")
     rows.add_row("at the chips' peak", f"{plan.floor:.3g} s")
+    if isinstance(plan, Plan):
+        _add_compiled(rows, plan)
+    return rows
+
+
+def _add_compiled(rows: Table, plan: Plan) -> None:
     rows.add_row("compiler's roofline", f"{plan.roofline:.3g} s, without kernels and transfers")
     for each in plan.collectives or ():
         rows.add_row(each.kind, f"{each.count} times, {each.bytes / GIB:.2f} GiB per chip")
@@ -219,4 +231,3 @@ def table(plan: Plan) -> Table:
     rows.add_row("MFU (estimate)", f"{plan.mfu:.0%}", end_section=True)
     for name, seconds in plan.seconds.items():
         rows.add_row(name, f"{seconds:.1f} s")
-    return rows

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from svdjax.models.params import abstract, cast_floating
 from svdjax.models.svd import SVD, SVDConfig
-from svdjax.planning.plan import Plan, make_plan
+from svdjax.planning.plan import Outline, Plan, make_plan, resident
 from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.training.flops import example_request, sampling_flops
 from svdjax.typing import Array, PyTree
@@ -49,18 +49,16 @@ def plan_sampling(config: SVDConfig, settings: Settings, device: jax.Device, top
             trees.append(tree)
             return leaves
 
-        made = make_plan(
-            jax.jit(call),
-            (weights, shapes),
+        outline = Outline(
             name=name,
             topology=topology,
             mesh=mesh,
             batch=videos,
-            resident={"weights": weights, "inputs": shapes},
+            memory=resident(weights=weights, inputs=shapes),
             flops=videos * flops[name],
             executed=videos * flops[name],
-            turns=turns,
         )
+        made = make_plan(jax.jit(call), (weights, shapes), outline, turns=turns)
         with jax.set_mesh(mesh):
             results = _on(jax.eval_shape(call, weights, shapes), whole)
         return made, _Flat(results, trees[-1])

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from svdjax.errors import UserError
 from svdjax.models.params import flat_params
-from svdjax.planning.plan import Plan, make_plan
+from svdjax.planning.plan import Outline, Plan, make_plan, resident
 from svdjax.tasks import task_of
 from svdjax.training.config import RunConfig
 from svdjax.training.flops import TrainingFlops, clip_shapes, stage_flops
@@ -21,6 +21,14 @@ from svdjax.training.state import TrainState, new_state
 from svdjax.training.step import make_train_step
 from svdjax.typing import PyTree
 
+_Arguments = tuple[TrainState, PyTree, PyTree]
+
+
+def outline_training(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) -> Outline:
+    """What is known of a stage's step without compiling it: what stays in memory, and its FLOPs."""
+    arguments, _ = _step(config, stage, mesh)
+    return _outline(config, stage, mesh, topology, arguments)
+
 
 def plan_training(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) -> Plan:
     """Compile a stage's step for a mesh of a topology's devices.
@@ -29,22 +37,20 @@ def plan_training(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) ->
         UserError: it does not fit into the chips' memory.
     """
     arguments, step = _step(config, stage, mesh)
+    return make_plan(step, arguments, _outline(config, stage, mesh, topology, arguments))
+
+
+def _outline(config: RunConfig, stage: Stage, mesh: Mesh, topology: str, arguments: _Arguments) -> Outline:
     state, frozen, batch = arguments
     flops = _flops(config, stage)
-    return make_plan(
-        step,
-        arguments,
+    return Outline(
         name=stage.name,
         topology=topology,
         mesh=mesh,
         batch=stage.batch,
-        resident={
-            "parameters": state.params,
-            "moments": state.opt_state,
-            "average": state.ema,
-            "frozen": frozen,
-            "batch": batch,
-        },
+        memory=resident(
+            parameters=state.params, moments=state.opt_state, average=state.ema, frozen=frozen, batch=batch
+        ),
         flops=flops.model * stage.batch,
         executed=flops.executed * stage.batch,
     )
@@ -84,9 +90,7 @@ def largest_batch(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) ->
     return low * parts
 
 
-def _step(
-    config: RunConfig, stage: Stage, mesh: Mesh
-) -> tuple[tuple[TrainState, PyTree, PyTree], jax.stages.Wrapped]:
+def _step(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[_Arguments, jax.stages.Wrapped]:
     """What the step takes, as shapes where they lie, and the step."""
     model, optimizer = stage.shapes(config.model), make_optimizer(stage.optim, stage.steps)
     params = _trained(config, stage)

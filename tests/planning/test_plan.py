@@ -13,7 +13,7 @@ from svdjax.planning.chips import CHIPS, topology_devices
 from svdjax.planning.collectives import Collective, collectives_of
 from svdjax.planning.plan import GIB, Plan, out_of_memory, table
 from svdjax.planning.sampling import plan_sampling
-from svdjax.planning.training import plan_training, shardings
+from svdjax.planning.training import outline_training, plan_training, shardings
 from svdjax.sampling.pipeline import Settings
 from svdjax.training.flops import clip_shapes, sampling_flops, stage_flops
 from svdjax.training.mesh import MeshConfig, make_mesh
@@ -105,6 +105,26 @@ def test_the_table_of_shardings_lists_every_trained_parameter(tmp_path):
     rows = shardings(config, config.unet, make_mesh(config.mesh, topology_devices("v5e:2x2")))
     paths = list(rows.columns[0].cells)
     assert "unet.conv_in.kernel" in paths and not any(path.startswith("vae.") for path in paths)
+
+
+def test_an_outline_has_what_stays_on_a_chip_and_the_floor(tmp_path):
+    config = tiny_run(tmp_path)
+    stage = dataclasses.replace(config.vae, batch=8)
+    whole = outline_training(config, stage, make_mesh(MeshConfig(), topology_devices("v5e:1")), "v5e:1")
+    mesh = make_mesh(MeshConfig(fsdp=4), topology_devices("v5e:2x2"))
+    cut = outline_training(config, stage, mesh, "v5e:2x2")
+    params = {path: x for path, x in flat_params(abstract(SVD, MODEL)).items() if stage.trains(path)}
+    assert whole.memory["parameters"] * GIB == 4 * sum(x.size for x in params.values())
+    assert whole.total / 4 < cut.total < whole.total  # small parameters stay whole
+    assert cut.floor == pytest.approx(whole.floor / 4) and cut.executed == whole.executed >= whole.flops
+    assert "beside activations" in "".join(table(cut).columns[1]._cells)
+    assert json.loads(json.dumps(cut.to_dict()))["floor"] == cut.floor
+
+
+def test_an_outline_comes_instead_of_something_else(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "configs/demo.py", "--outline", "--sampling"])
+    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
 @pytest.mark.slow
