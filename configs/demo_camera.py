@@ -11,6 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from svdjax.conversion.source import open_checkpoint
+from svdjax.data.sprites import World
 from svdjax.models.svd import SVDConfig
 from svdjax.sampling.options import DEMO_CHECKPOINT
 from svdjax.training import RunConfig
@@ -18,6 +19,10 @@ from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage, DropRates, LogNormal
 from svdjax.training.optim import OptimConfig
 from svdjax.training.transfer import Init
+
+
+# Less than half as fast as the demo's world. A picture that moves by half its width has to be invented anew.
+WORLD = World(sprite_step=0.035, pan_step=1 / 32, zoom_step=0.05)
 
 
 def model() -> SVDConfig:
@@ -33,9 +38,9 @@ def config() -> RunConfig:
         init_from=str(DEMO_CHECKPOINT),
         init=Init(new=("unet.down.1.attn.*", "unet.up.1.attn.*")),
         model=model(),
-        data=DataConfig(sprites=2048, in_memory=True),
+        data=DataConfig(sprites=2048, in_memory=True, world=WORLD),
         unet=DiffusionStage(
-            steps=1000,
+            steps=1500,
             batch=8,
             optim=OptimConfig(rate=1e-3, b2=0.99, warmup=100, final=0.05),
             sigma=LogNormal(mean=0.5, std=1.5),
