@@ -34,7 +34,7 @@ def config() -> RunConfig:
         out=Path("runs/demo_known_frames"),
         init_from=str(START),
         model=model(),
-        data=DataConfig(sprites=2048, in_memory=True),
+        data=DataConfig(sprites=4096, in_memory=True),
         unet=DiffusionStage(
             steps=1000,
             batch=8,

