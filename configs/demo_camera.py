@@ -20,7 +20,6 @@ from svdjax.training.diffusion_stage import DiffusionStage, DropRates, LogNormal
 from svdjax.training.optim import OptimConfig
 from svdjax.training.transfer import Init
 
-
 # Less than half as fast as the demo's world. A picture that moves by half its width has to be invented anew.
 WORLD = World(sprite_step=0.035, pan_step=1 / 32, zoom_step=0.05)
 
@@ -38,7 +37,13 @@ def config() -> RunConfig:
         init_from=str(DEMO_CHECKPOINT),
         init=Init(new=("unet.down.1.attn.*", "unet.up.1.attn.*")),
         model=model(),
-        data=DataConfig(sprites=2048, in_memory=True, world=WORLD),
+        data=DataConfig(
+            train=Path("data/slow_sprites/train"),
+            validation=Path("data/slow_sprites/validation"),
+            sprites=2048,
+            in_memory=True,
+            world=WORLD,
+        ),
         unet=DiffusionStage(
             steps=1500,
             batch=8,

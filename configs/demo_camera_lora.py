@@ -1,4 +1,4 @@
-"""A LoRA for one camera motion: rank 16 on a demo model's temporal attention, trained on the built-in world.
+"""A LoRA for one camera motion: rank 16 on a demo model's temporal blocks, trained on the built-in world.
 
 Command:   svdjax train configs/demo_camera_lora.py          (the camera pans right; after configs/demo_camera.py)
 Zoom in:   --data.world.cameras 0 0 0 0 0 1 0 --data.train data/zoom/train
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from svdjax.conversion.source import open_checkpoint
 from svdjax.data.sprites import CAMERAS, World
+from svdjax.models.lora import LoRAConfig
 from svdjax.models.svd import SVDConfig
 from svdjax.sampling.options import DEMO_CHECKPOINT
 from svdjax.training import RunConfig
@@ -24,6 +25,8 @@ from svdjax.training.lora_stage import LoRAStage
 from svdjax.training.optim import OptimConfig
 
 BASE = "./runs/demo_camera/model.safetensors"
+# Not the attention alone: the feed-forwards beside it, too, which are most of these small blocks.
+TEMPORAL_BLOCKS = "unet.*attn*temporal.*"
 
 
 def model() -> SVDConfig:
@@ -37,26 +40,32 @@ def config() -> RunConfig:
     return RunConfig(
         out=Path("runs/lora_pan"),
         init_from=BASE,
-        export_dtype="float32",
         model=model(),
         data=DataConfig(
             train=Path("data/pan/train"),
             validation=Path("data/pan/validation"),
-            sprites=512,
+            sprites=1024,
             sprites_validation=32,
             in_memory=True,
-            world=World(cameras=tuple(float(camera == "pan right") for camera in CAMERAS)),
+            # The base's world (configs/demo_camera.py), with one kind of camera.
+            world=World(
+                sprite_step=0.035,
+                pan_step=1 / 32,
+                zoom_step=0.05,
+                cameras=tuple(float(camera == "pan right") for camera in CAMERAS),
+            ),
         ),
         unet=LoRAStage(
             base="demo_camera",
-            steps=300,
+            lora=LoRAConfig(targets=TEMPORAL_BLOCKS),
+            steps=1000,
             batch=8,
-            optim=OptimConfig(rate=3e-3, b2=0.99, warmup=20, final=0.05, weight_decay=0.0),
+            optim=OptimConfig(rate=3e-3, b2=0.99, warmup=50, final=0.05, weight_decay=0.0),
             sigma=LogNormal(mean=0.5, std=1.5),
             drop=DropRates(context=0.05, concat=0.05, both=0.1),
-            ema_decay=0.98,
+            ema_decay=0.99,
             cache_latents=True,
-            validate_every=100,
-            checkpoint_every=100,
+            validate_every=250,
+            checkpoint_every=250,
         ),
     )

@@ -31,7 +31,8 @@ class Duplicates:
     """Which rows to keep.
 
     Attributes:
-        kept: numbers of the rows, ascending. removed: of the others.
+        kept: numbers of the rows, ascending.
+        removed: of the others.
         groups: each kept row that has duplicates, followed by them, better ones first.
     """
 

@@ -30,7 +30,8 @@ class Elo:
         votes: the file of votes.
         json: print one JSON object instead of the table, and write no page.
         out: the page; left out: beside the votes, ending in .html. Needs matplotlib.
-        shuffles: random orders of the votes to average over. seed: of the orders.
+        shuffles: random orders of the votes to average over.
+        seed: of the orders.
         min_checks: share of the attention checks that a voter has to pass for their votes to count.
     """
 

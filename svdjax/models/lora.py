@@ -33,7 +33,8 @@ class LoRAConfig:
     """Which layers a LoRA adapts, and how.
 
     Attributes:
-        rank: of each update. alpha: the update counts ``alpha / rank`` times.
+        rank: of each update.
+        alpha: the update counts ``alpha / rank`` times.
         targets: dotted paths of linear layers, in which ``*`` stands for any text and ``?`` for any letter. The
             paper (appendix D) adapts "the temporal attention blocks", by default both their attentions:
             3,319,808 parameters of SVD; ``unet.*.temporal.attn1.*`` is the one over frames alone, 1,597,440.

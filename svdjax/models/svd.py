@@ -22,12 +22,17 @@ class SamplingDefaults:
     """How a checkpoint is meant to be sampled; every field can be overridden on the command line.
 
     Attributes:
-        frames, height, width: frames and pixels that the model was trained on.
+        frames: frames that the model was trained on.
+        height: pixels that it was trained on.
+        width: pixels that it was trained on.
         steps: sampler steps; sigmas follow the Karras schedule from ``sigma_max`` to ``sigma_min``.
         guidance: scale at the first and at the last frame (linear), or lowest and highest (triangle).
         guidance_shape: how the scale runs over the frames.
-        fps: frames per second to condition on. motion_bucket: 1 (still) to 255 (most motion).
+        fps: frames per second to condition on.
+        motion_bucket: 1 (still) to 255 (most motion).
         noise_aug: standard deviation of the noise added to the picture, in units of its [-1, 1] range.
+        sigma_min: noise level of the last step.
+        sigma_max: noise level of the first step.
     """
 
     frames: int = 14

@@ -26,8 +26,10 @@ class Sample:
 
     Attributes:
         photos: pictures to animate, or clips for the tasks that go on from some or fill in between their frames.
-        prompt: a text to make a video or a picture of. prompts: a file with one such text a line.
-        negative_prompt: what to move away from. temporal_prompt: what the temporal layers are told instead.
+        prompt: a text to make a video or a picture of.
+        prompts: a file with one such text a line.
+        negative_prompt: what to move away from.
+        temporal_prompt: what the temporal layers are told instead.
         elevation: degrees of the camera above the object, one number or one for each view; 10 if left out.
         azimuths: degrees of the camera around the object, rising to that of the picture; equal steps if left out.
         image_frame_ratio: how much of the frame an object on a transparent background takes.
@@ -41,10 +43,12 @@ class Sample:
         windows: runs of so many frames, made one after the other into a longer video.
         overlap: frames with which a run begins, the last ones of the run (or the clip) before.
         at: which frames of the video the pictures are, from 0.
-        height: pixels. width: pixels.
+        height: pixels.
+        width: pixels.
         fit: crop fills the frame; letterbox shows the whole photo between bars.
         steps: sampler steps.
-        sampler: how the noise is integrated away. schedule: through which noise levels; leading and trailing are
+        sampler: how the noise is integrated away.
+        schedule: through which noise levels; leading and trailing are
             those of SD 2.1.
         guidance: scale at the first and at the last frame.
         fps: frames per second, to condition on and to play at.
@@ -58,7 +62,8 @@ class Sample:
         decode: exact equals decoding all frames at once; reference decodes chunks alone, as PyTorch does.
         variant: which files of a diffusers folder, for example fp16.
         dtype: numbers to compute with; bfloat16 on accelerators and float32 on CPUs if left out.
-        head_dim: UNet head width, where a single-file checkpoint cannot tell. clip_heads: likewise for CLIP.
+        head_dim: UNet head width, where a single-file checkpoint cannot tell.
+        clip_heads: likewise for CLIP.
     """
 
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()

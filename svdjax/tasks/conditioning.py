@@ -46,7 +46,9 @@ class DropRates:
     together. Text-to-video drops its text, the ``context``, in 15 % of the videos.
 
     Attributes:
-        context: the tokens only. concat: the conditioning latent only. both: both at once.
+        context: the tokens only.
+        concat: the conditioning latent only.
+        both: both at once.
     """
 
     context: float = 0.1

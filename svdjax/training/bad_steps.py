@@ -23,7 +23,8 @@ class BadSteps:
     Attributes:
         policy: ``stop`` ends the run. ``skip`` leaves parameters, moments and averages as they were, counts the
             step in ``bad_steps``, and goes on with the next batch.
-        max_loss, max_grad_norm: a larger loss, or norm of the gradient before clipping, is bad; None sets no bound.
+        max_loss: a larger loss is bad; None sets no bound.
+        max_grad_norm: a larger norm of the gradient before clipping is bad; None sets no bound.
         max_ratio: a loss or gradient norm of more than so many times its running mean over the good steps is bad:
             it explodes. The default is far beyond what clips and noise levels do; None sets no bound.
         window: good steps over which the means run; before there were so many, ``max_ratio`` judges none.

@@ -38,7 +38,8 @@ class RunConfig:
         export_dtype: type of the weights in the final ``model.safetensors``.
         log: where metrics go besides the run's directory.
         profile: first and last step of a trace that the profiler writes of each stage, e.g. 10 12.
-        model: sizes of the networks. data: the clips.
+        model: sizes of the networks.
+        data: the clips.
         vae, decoder, unet: the stages, in the order in which they run; None leaves one out.
     """
 

@@ -24,8 +24,9 @@ class DataConfig:
     """Where the clips are and what is cut out of them.
 
     Attributes:
-        train, validation: a folder of videos or of pictures, or of shards written by this package. ``train`` may be
-            a latent cache of ``svdjax precompute``, too; ``tfds:NAME`` is a data set of TensorFlow Datasets.
+        train: a folder of videos or of pictures, or of shards written by this package, or a latent cache of
+            ``svdjax precompute``; ``tfds:NAME`` is a data set of TensorFlow Datasets.
+        validation: likewise, but no latent cache.
         also: more such folders to draw training clips from.
         weights: how often clips of ``train`` and of each of ``also`` are drawn, up to a common factor.
         sampling: size, frames and frame rate of the clips.
@@ -33,9 +34,9 @@ class DataConfig:
         max_bad: share of the videos that may turn out to be unusable before the run stops.
         threads: batches that are made side by side in each process that reads.
         workers: processes that read on each host; 0 reads in threads of the training process.
-        sprites: training clips to draw from the built-in world where a folder is missing, and as many validation
-            clips as ``sprites_validation``, of another seed; 0 never draws. A folder that says it
-            was drawn with other settings is refused.
+        sprites: training clips to draw from the built-in world where a folder is missing; 0 never draws. A folder
+            that says it was drawn with other settings is refused.
+        sprites_validation: validation clips to draw with them, of another seed.
         world: the built-in world.
     """
 

@@ -11,7 +11,8 @@ class Keep:
     """Which checkpoints stay.
 
     Attributes:
-        last: so many of the newest. every: besides, those of steps that are multiples of it, for ever; 0 for none.
+        last: so many of the newest.
+        every: besides, those of steps that are multiples of it, for ever; 0 for none.
         best: besides, the one with the lowest validation loss.
     """
 

@@ -13,9 +13,13 @@ class OptimConfig:
     """The optimizer's settings.
 
     Attributes:
-        rate: peak learning rate. warmup: steps to rise linearly to it from zero.
+        rate: peak learning rate.
+        warmup: steps to rise linearly to it from zero.
         final: the rate at the last step as a fraction of the peak (cosine decay); 1 keeps it constant.
-        b1, b2, eps, weight_decay: of AdamW; only kernels (two or more axes) decay.
+        b1: decay of AdamW's mean of gradients.
+        b2: decay of its mean of their squares.
+        eps: added to the root of the latter.
+        weight_decay: of AdamW; only kernels (two or more axes) decay.
         clip: largest global norm of a gradient.
     """
 

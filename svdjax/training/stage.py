@@ -30,15 +30,22 @@ class Stage(ABC):
     """One part of a run. Stages differ in what is declared here and share loop, step, state and checkpoints.
 
     Attributes:
-        name: of the stage's option and directory. result: of the file that it leaves there.
-        steps: updates to make. batch: clips per update, over all devices.
+        name: of the stage's option and directory.
+        result: of the file that it leaves there.
+        steps: updates to make.
+        batch: clips per update, over all devices.
         accumulate: parts in which a batch is worked through, one after the other, to save memory.
-        optim: the optimizer. ema_decay: largest decay of the moving average.
+        optim: the optimizer.
+        ema_decay: largest decay of the moving average.
         compute_dtype: type in which the networks compute, and of the frozen parameters; the trained ones stay
             float32.
         offload: keep moments and average in the host's memory between the steps.
-        log_every, validate_every, sample_every, checkpoint_every: in steps; 0 is never.
-        keep: which checkpoints stay. bad: what becomes of a step whose loss is not finite or explodes.
+        log_every: steps from one line of metrics to the next; 0 is never.
+        validate_every: likewise, from one validation to the next.
+        sample_every: likewise, from one grid of samples to the next.
+        checkpoint_every: likewise, from one checkpoint to the next.
+        keep: which checkpoints stay.
+        bad: what becomes of a step whose loss is not finite or explodes.
     """
 
     name: ClassVar[str]

@@ -38,7 +38,7 @@ SD21, TEXT, IMAGE, BETWEEN = 865_910_724, 1_524_283_882, 1_524_623_082, 1_524_29
 VIEWS, SV3D = IMAGE + 256 * 1280, 1_525_278_442  # with 256 more inputs of the scalars' MLP
 MISSING_FRAME = 72 * 128 * 4
 
-# svd.md's tables: frames, size, steps, batch, rate, sigma, and parameters of the UNet and of what trains.
+# The tables of the recipes: frames, size, steps, batch, rate, sigma, and parameters of the UNet and of what trains.
 TIME_EMBED = 320 * 1280 + 1280 + 1280 * 1280 + 1280
 STAGE_TABLE = {
     "image_time_embed": (1, (512, 512), 1_000, None, None, "image", SD21, TIME_EMBED),
@@ -144,7 +144,7 @@ def test_the_temporal_decoder_starts_from_the_published_image_decoder():
         for model in (dataclasses.replace(config.model, vae=vae), config.model)
     )
     new = resolve(config.init, ours, theirs, what="the image decoder").new
-    assert sum(math.prod(ours[path]) for path in new) == 14_089_004  # svd.md's temporal part
+    assert sum(math.prod(ours[path]) for path in new) == 14_089_004  # the temporal part
     flat = flat_params(stage.shapes(config.model))
     trained = {path: x for path, x in flat.items() if stage.trains(path)}
     frozen = {path: x for path, x in flat.items() if path not in trained}

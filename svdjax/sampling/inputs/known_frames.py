@@ -9,7 +9,7 @@ from svdjax.sampling.images import from_uint8, read_image
 from svdjax.sampling.inputs.reader import Given, Reader
 from svdjax.sampling.options import ASSETS, Sample, overlap_of
 
-# The fastest rate that full-size training draws. A clip that comes out faster is conditioned on this one.
+# About the fastest rate that full-size training draws (6 to 31). A faster clip is conditioned on this one.
 FASTEST = 30.0
 
 
