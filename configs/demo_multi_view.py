@@ -1,8 +1,9 @@
 """The demo of multi-view: views all around small solids, from the demo's video model and one picture (SVD-MV).
 
 Command:   python train.py configs/demo_multi_view.py
-Sample:    svdjax sample solid.png --checkpoint runs/demo_multi_view/model.safetensors --elevation 10
-Expected:  `python -m benchmarks.multi_view` measures it beside other starts; see docs/multi_view.md.
+Sample:    svdjax sample --checkpoint runs/demo_multi_view/model.safetensors --elevation 10
+Hardware:  any computer; decoder and UNet took an hour on one core of an EPYC.
+Measured:  python -m benchmarks.multi_view runs/demo_multi_view/model.safetensors (docs/multi_view.md has the figures)
 """
 
 import dataclasses
