@@ -7,6 +7,7 @@ stopped, and a row deleted there is made anew.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,16 @@ from rich.console import Console
 
 from svdjax.conversion.output import finished
 from svdjax.planning.chips import CHIPS
+from svdjax.training.config import load_config
 from svdjax.training.flops import peak_flops
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "tpu_plans.md"
+CONFIGS = Path(__file__).parents[1] / "configs"
 # Of a plan's memory: what the program needs beside what stays.
 WORKING = ("temporaries, results", "program")
+# GiB of temporaries of one clip a chip on v5e:4x4, by the compiler's assignment of buffers: see the page.
+ANCHOR, ANCHOR_GIB = "svd_xt", 13.70
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,22 +102,39 @@ def compiled(results: dict[str, list[dict]]) -> str:
 
 
 def slices(results: dict[str, list[dict]]) -> str:
-    """Estimates for 16 chips of each kind, as Markdown: what stays there, and what one clip took on a v5p chip."""
-    columns = ("run", "state and frozen", "one clip", "GiB per chip", *CHIPS)
+    """Estimates for 16 chips of each kind, as Markdown: what stays there, and what one clip takes."""
+    columns = ("run", "one clip", "state and frozen", "what it takes", "GiB per chip", *CHIPS)
     lines = []
     for run in RUNS:
-        if ALONE[run].name in results and OUTLINES[run].name in results:
-            (alone,), (outline,) = results[ALONE[run].name], results[OUTLINES[run].name]
-            clip = sum(alone["memory"][name] for name in WORKING)
+        if OUTLINES[run].name in results:
+            (outline,), stage, clip = results[OUTLINES[run].name], _stage(run), _working(run)
             total = outline["total"] + clip
-            lines.append([run, f"{outline['total']:.2f}", f"{clip:.2f}", f"{total:.1f}"])
+            lines.append([run, " x ".join(map(str, stage)), f"{outline['total']:.2f}"])
+            lines[-1] += [f"{'' if run == ANCHOR else '~ '}{clip:.2f}", f"{total:.1f}"] if clip else ["?", "?"]
             lines[-1] += [_on(chip, total, outline["executed"] / 16) for chip in CHIPS]
     return _markdown(columns, lines)
 
 
+def _stage(run: str) -> tuple[int, int, int]:
+    """Frames, height and width of a configuration's clips."""
+    config = load_config([str(CONFIGS / f"{run}.py")], default=CONFIGS)
+    stage, sampling = config.stages()[-1], config.data.sampling
+    return (getattr(stage, "frames", None) or sampling.frames, *sampling.size)
+
+
+def _working(run: str) -> float:
+    """GiB that a clip takes beside what stays, by its pixels from the anchor's.
+
+    The autoencoder's own training keeps other things, so this says nothing of it: 0.
+    """
+    if run == "temporal_decoder":
+        return 0.0
+    return ANCHOR_GIB * math.prod(_stage(run)) / math.prod(_stage(ANCHOR))
+
+
 def _on(chip: str, total: float, executed: float) -> str:
     seconds = executed / peak_flops(f"TPU {chip}")
-    return f"{seconds:.2f} s" if total <= CHIPS[chip].hbm_gib else f"({seconds:.2f} s)"
+    return f"{seconds:.2g} s" if total <= CHIPS[chip].hbm_gib else f"({seconds:.2g} s)"
 
 
 def _markdown(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

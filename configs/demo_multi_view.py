@@ -3,7 +3,7 @@
 Command:   python train.py configs/demo_multi_view.py
 Sample:    svdjax sample --checkpoint runs/demo_multi_view/model.safetensors --elevation 10
 Hardware:  any computer; decoder and UNet took an hour on one core of an EPYC.
-Measured:  python -m benchmarks.multi_view runs/demo_multi_view/model.safetensors (docs/multi_view.md has the figures)
+Measured:  python -m benchmarks.multi_view runs/demo_multi_view/model.safetensors (figures: docs/multi_view.md)
 """
 
 import dataclasses
