@@ -50,7 +50,10 @@ VERDICTS = {
         {"prompt": shares(0.2, 0.3), **OTHERS},
         [{"prompt": shares(0.1, 0.9), **OTHERS}],
     ),
-    "camera_lora": (motions((0.5, 0.1), (0.5, 0.4), (1.0, 0.9)), [motions((0.9, 0.1), (0.5, 0.5), (1.0, 0.9))]),
+    "camera_lora": (
+        motions((0.5, 0.1), (0.9, 0.9), (0.5, 0.4)),
+        [motions((0.9, 0.1), (0.9, 0.9), (0.5, 0.5)), motions((0.9, 0.1), (0.4, 0.9), (0.9, 0.1))],
+    ),
     "frame_interpolation": (
         psnrs(model=25, blending=26, repetition=20, vae=30),
         [psnrs(model=24, blending=20, repetition=24, vae=30)],

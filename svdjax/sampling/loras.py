@@ -12,6 +12,7 @@ from svdjax.conversion.lora import read_lora
 from svdjax.conversion.tensors import Tensor
 from svdjax.errors import UserError
 from svdjax.models.lora import LoRA, check_fits, update_of
+from svdjax.sampling.options import ASSETS
 from svdjax.typing import ndarray
 
 
@@ -23,7 +24,8 @@ def apply_loras(checkpoint: Checkpoint, specs: Sequence[str]) -> Checkpoint:
 
     Args:
         checkpoint: opened, not read yet.
-        specs: each a file, or ``FILE:SCALE`` with how strongly it acts (1 if left out; below 0 the opposite).
+        specs: each a file or the name of a bundled one, or ``FILE:SCALE`` with how strongly it acts (1 if left out;
+            below 0 the opposite).
 
     Raises:
         UserError: a file is unusable or belongs to another model.
@@ -39,21 +41,26 @@ def apply_loras(checkpoint: Checkpoint, specs: Sequence[str]) -> Checkpoint:
 
 
 def parse_lora(spec: str) -> tuple[Path, float]:
-    """The file that a spec names, and the scale.
+    """The file that a spec names, or the bundled one of that name where there is none; and the scale.
 
     Raises:
         UserError: the scale is no finite number.
     """
     file, colon, scale = spec.rpartition(":")
     if not colon or Path(spec).exists():
-        return Path(spec), 1.0
+        return _located(spec), 1.0
     try:
         value = float(scale)
     except ValueError:
         raise UserError(f"--lora {spec}: no such file, and {scale} is no scale: give FILE or FILE:SCALE") from None
     if not np.isfinite(value):
         raise UserError(f"--lora {spec}: the scale must be a finite number (1 is as trained)")
-    return Path(file), value
+    return _located(file), value
+
+
+def _located(file: str) -> Path:
+    bundled = ASSETS / file
+    return bundled if bundled.is_file() and not Path(file).exists() else Path(file)
 
 
 def _merged(kernel: Tensor, lora: LoRA, layer: str, scale: float) -> Tensor:

@@ -36,7 +36,7 @@ class Sample:
         task: what to ask for; if left out, what the checkpoint does.
         checkpoint: a diffusers folder, a .safetensors or .ckpt file, an svdjax checkpoint, or a Hub repo id; the
             bundled one for the task, the prompt or the LoRA if left out.
-        lora: LoRA files to merge into the UNet, each FILE or FILE:SCALE; several add up.
+        lora: LoRA files (or names of bundled ones) to merge into the UNet, each FILE or FILE:SCALE; several add up.
         out: folder for the videos.
         format: kind of file; png writes a folder of frames. If left out, png for a single frame, else mp4.
         frames: number of frames that are made at once.

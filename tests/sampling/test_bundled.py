@@ -16,7 +16,7 @@ from svdjax.data.video import read_metadata
 from svdjax.errors import UserError
 from svdjax.models.lora import LoRA, LoRAConfig, lora_shapes
 from svdjax.models.svd import SVD
-from svdjax.sampling import bundled
+from svdjax.sampling import bundled, loras
 from svdjax.sampling.bundled import CHECKPOINTS, bundled_checkpoint
 from svdjax.sampling.inputs import READERS
 from svdjax.sampling.options import ASSETS, DEMO_CHECKPOINT, Sample
@@ -91,6 +91,16 @@ def test_a_lora_brings_its_base_along(tmp_path):
     assert bundled_checkpoint(Sample(lora=(str(theirs), str(short)), task="nothing")) == DEMO_CHECKPOINT
     with pytest.raises(UserError, match="no checkpoint is bundled for nothing"):
         bundled_checkpoint(Sample(lora=(str(theirs), str(tmp_path / "missing")), task="nothing"))
+
+
+def test_a_bundled_lora_needs_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "assets").mkdir()
+    monkeypatch.setattr(loras, "ASSETS", tmp_path / "assets")
+    monkeypatch.chdir(tmp_path)
+    bundled_one = lora_of("", tmp_path / "assets" / "pan.safetensors")
+    assert loras.parse_lora("pan.safetensors:0.5") == (bundled_one, 0.5)
+    Path("pan.safetensors").touch()
+    assert loras.parse_lora("pan.safetensors") == (Path("pan.safetensors"), 1.0), "a file that is there comes first"
 
 
 def test_bundled_pictures_and_clips_are_of_the_built_in_world():
