@@ -7,7 +7,7 @@ Static:    --data.world.cameras 1 0 0 0 0 0 0 --data.train data/static/train
            --data.validation data/static/validation --out runs/lora_static
 Use:       svdjax sample --checkpoint runs/demo_camera/model.safetensors --lora runs/lora_pan/lora.safetensors
 Hardware:  any computer; 16 minutes on one core of an EPYC.
-Measured:  python -m benchmarks.camera_lora (docs/lora.md has the figures; zooming in is not learned in so many steps)
+Measured:  python -m benchmarks.camera_lora (figures: docs/lora.md; zooming in is not learned in so many steps)
 """
 
 import dataclasses
