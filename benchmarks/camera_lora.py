@@ -63,7 +63,7 @@ def measure(base: Path, *loras: Path, samples: int = 64, **defaults: Any) -> dic
     images = from_uint8(np.stack([clip.frames[0] for clip in clips]))
     without = Counter(cameras(base, [], images, **defaults))
     motions = {}
-    for motion, lora in zip(MOTIONS, loras, strict=False):
+    for motion, lora in zip(MOTIONS[: len(loras)], loras, strict=True):
         found = Counter(cameras(base, [lora], images, **defaults))
         motions[motion] = {
             "with": found[motion] / samples,

@@ -111,7 +111,7 @@ def slices(results: dict[str, list[dict]]) -> str:
             total = outline["total"] + clip
             lines.append([run, " x ".join(map(str, stage)), f"{outline['total']:.2f}"])
             lines[-1] += [f"{'' if run == ANCHOR else '~ '}{clip:.2f}", f"{total:.1f}"] if clip else ["?", "?"]
-            lines[-1] += [_on(chip, total, outline["executed"] / 16) for chip in CHIPS]
+            lines[-1] += [_on(chip, total, outline["executed"] / outline["batch"]) for chip in CHIPS]
     return _markdown(columns, lines)
 
 
@@ -138,6 +138,8 @@ def _on(chip: str, total: float, executed: float) -> str:
 
 
 def _markdown(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    if not lines:
+        return ""
     rows = [columns, ["---"] * len(columns), *lines]
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
