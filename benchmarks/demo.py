@@ -56,6 +56,18 @@ def pipeline_of(model: SVD, *, seed: int = SEED, windows: int = 1, overlap: int 
     )
 
 
+def filled_in(model: SVD, video: np.ndarray, known: np.ndarray, seeds: int, **defaults: Any) -> list[np.ndarray]:
+    """Clips [b t h w 3] in [-1, 1] of which a model of known frames made the others, by each of several seeds.
+
+    Args:
+        known: which frames are given, [t]. defaults: see `pipeline_of`.
+    """
+    known = np.broadcast_to(known, video.shape[:2])
+    given = np.where(known[..., None, None, None], video, 0).astype(np.float32)
+    samplers = (pipeline_of(model, seed=seed, **defaults) for seed in range(seeds))
+    return [from_uint8(sampler(video=given, known=known)) for sampler in samplers]
+
+
 def reconstruct(model: SVD, video: np.ndarray) -> np.ndarray:
     """Encode and decode clips."""
     graph, state = nnx.split(model.vae)

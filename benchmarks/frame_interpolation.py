@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.demo import SEED, pipeline_of, psnr, reconstruct
+from benchmarks.demo import SEED, filled_in, psnr, reconstruct
 from benchmarks.runs import demo_run, trained
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model
@@ -55,11 +55,7 @@ def measure(checkpoint: Path, *, clips: int = 64, seeds: int = 3, **defaults: An
     drawn = list(draw_clips(World(), SEED, clips))
     truth = from_uint8(np.stack([clip.frames[:FRAMES] for clip in drawn]))
     moving = np.argsort([clip.truth.motion for clip in drawn])[clips // 2 :]
-    known = np.zeros((clips, FRAMES), bool)
-    known[:, [0, -1]] = True
-    given = np.where(known[..., None, None, None], truth, 0).astype(np.float32)
-    samplers = (pipeline_of(model, seed=seed, **defaults) for seed in range(seeds))
-    made = [from_uint8(sampler(video=given, known=known)) for sampler in samplers]
+    made = filled_in(model, truth, np.isin(np.arange(FRAMES), [0, FRAMES - 1]), seeds, **defaults)
     pixels = {name: between(as_bytes(video), truth) for name, video in interpolations(truth).items()}
     decoded = {name: between(reconstruct(model, video), truth) for name, video in interpolations(truth).items()}
     ours = np.mean([between(video, truth) for video in made], axis=0)

@@ -17,7 +17,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from benchmarks import camera_lora, frame_interpolation, longer_videos, multi_view, temporal_decoder, text_to_video
+from benchmarks import (
+    camera_lora,
+    frame_interpolation,
+    longer_videos,
+    multi_view,
+    temporal_decoder,
+    text_to_video,
+    video_prediction,
+)
 from svdjax.cli import guard
 from svdjax.compilation import keep_compiled
 
@@ -53,6 +61,7 @@ TASKS: Mapping[str, Benchmark] = MappingProxyType(
         "text_to_video": text_to_video,
         "camera_lora": camera_lora,
         "frame_interpolation": frame_interpolation,
+        "video_prediction": video_prediction,
         "multi_view": multi_view,
         "temporal_decoder": temporal_decoder,
         "longer_videos": longer_videos,

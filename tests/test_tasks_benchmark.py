@@ -5,10 +5,13 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from benchmarks import camera_lora, runs, tasks
+from benchmarks import camera_lora, runs, tasks, video_prediction
+from svdjax.data.sprites import World, draw_clips
 from svdjax.errors import UserError
+from svdjax.sampling.images import from_uint8
 from svdjax.sampling.options import DEMO_CHECKPOINT
 from svdjax.training import Stopped
 from tests.training.tiny import tiny_run
@@ -53,6 +56,10 @@ VERDICTS = {
     "camera_lora": (
         motions((0.5, 0.1), (0.9, 0.9), (0.5, 0.4)),
         [motions((0.9, 0.1), (0.9, 0.9), (0.5, 0.5)), motions((0.9, 0.1), (0.4, 0.9), (0.9, 0.1))],
+    ),
+    "video_prediction": (
+        {"psnr": {"model": [22.0, 20.0], "repetition": [23.0, 18.0], "flow": [25.0, 24.0], "vae": [30.0, 30.0]}},
+        [{"psnr": {"model": [22.0, 20.0], "repetition": [23.0, 19.0], "flow": [9.0, 9.0], "vae": [30.0, 30.0]}}],
     ),
     "frame_interpolation": (
         psnrs(model=25, blending=26, repetition=20, vae=30),
@@ -168,6 +175,16 @@ def test_runs_are_the_committed_configurations_in_a_folder(tmp_path):
     assert (config.decoder, config.unet, config.model) == (own.decoder, own.unet, own.model)
     short = runs.demo_run("demo_multi_view", tmp_path, steps=7)
     assert (short.decoder.steps, short.unet.steps, short.vae) == (7, 7, None)
+
+
+def test_what_moves_on_steadily_is_foretold_by_its_flow():
+    pans = World(sprites=(1, 1), cameras=(0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0), still_share=0.0)
+    video = from_uint8(np.stack([clip.frames for clip in draw_clips(pans, 2, 6) if clip.truth.motion > 1]))
+    apart = {
+        name: ((made - video[:, video_prediction.KNOWN :]) ** 2).mean(axis=(0, 2, 3, 4))
+        for name, made in video_prediction.continued(video).items()
+    }
+    assert (apart["flow"] < 0.7 * apart["repetition"]).all(), apart
 
 
 def test_each_camera_lora_sees_its_own_motion_and_starts_from_the_base(tmp_path, monkeypatch):

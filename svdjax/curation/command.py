@@ -20,6 +20,7 @@ from svdjax.curation.sources import SourceVideo, find_videos
 from svdjax.curation.stages import open_stages
 from svdjax.curation.store import FOLDER, read_failures, read_notes, read_rows, write_failure
 from svdjax.errors import UserError, require
+from svdjax.interrupts import terminable
 from svdjax.progress import step_bar
 
 SHARDS = "shards"
@@ -92,7 +93,7 @@ def run(args: Curate) -> None:
     logging.basicConfig(format="%(message)s")
     for notice in open_stages(args.settings)[1]:
         console.print(f"left out: {notice}")
-    with runners.terminable():
+    with terminable():
         annotate(args, videos, console)
         rows = _report_videos(args.out, console)
         filtered = filtering.choose(rows, args.rules)

@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait as wait_for
-from types import FrameType
 
 from svdjax.curation.sources import SourceVideo
 from svdjax.data.decoding import THREADS
@@ -118,20 +117,3 @@ def on_beam(task: Run, videos: Sequence[SourceVideo], *, options: Sequence[str])
         # Without it, a runner may hand all videos to one worker.
         _ = named | "Spread" >> beam.Reshuffle() | "Curate" >> beam.Map(task)
     return (video.name for video in videos)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM, which schedulers send before they take a machine away, ends the block as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

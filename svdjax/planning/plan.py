@@ -1,8 +1,8 @@
 """A plan: what the compiler says of a program on one chip, and what that means for its speed.
 
-Memory is the compiler's own account. Times are estimates and marked so: the compiler's roofline, which counts
-neither Pallas kernels nor transfers between chips, and transfers at the full bandwidth of a chip's links without
-overlap.
+Memory is the compiler's own account, of the whole program or of its arrays. Times are estimates and marked so: the
+compiler's roofline, which counts neither Pallas kernels nor transfers between chips, and transfers at the full
+bandwidth of a chip's links without overlap.
 """
 
 import math
@@ -22,6 +22,8 @@ from svdjax.training.flops import peak_flops
 from svdjax.typing import PyTree
 
 GIB = 2**30
+WORKING, PROGRAM = "temporaries, results", "program"  # of a plan's memory, beside what lies there meanwhile
+NO_ROOM = "does not fit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +87,25 @@ class Outline:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Outline):
-    """What the compiler says of a program on one chip of a slice; ``memory`` is all that it needs.
+    """What the compiler says of a program on one chip of a slice.
 
     Attributes:
-        seconds: tracing, lowering and compiling.
-        roofline: seconds of the compiler's own estimate, without kernels and transfers.
+        memory: all that it needs; without PROGRAM if the chip's code was not made.
+        seconds: of the parts of making it.
+        roofline: seconds of the compiler's own estimate, without kernels and transfers; None without the code.
         collectives: what is sent; None where the compiler does not show its program.
     """
 
     seconds: dict[str, float]
-    roofline: float
+    roofline: float | None
     collectives: list[Collective] | None
 
     @property
-    def fits(self) -> bool:
-        """Whether it has room in the chip's memory."""
-        return self.total <= self.chip.hbm_gib
+    def fits(self) -> bool | None:
+        """Whether it has room in the chip's memory; None if its arrays have and the code's size is not known."""
+        if self.total > self.chip.hbm_gib:
+            return False
+        return True if PROGRAM in self.memory else None
 
     @property
     def transfer(self) -> float:
@@ -108,14 +113,17 @@ class Plan(Outline):
         return sum(each.sent for each in self.collectives or ()) / self.chip.link_bandwidth
 
     @property
-    def step(self) -> float:
-        """Estimate: seconds of a call, by the compiler or by its FLOPs at the chips' peak, and the transfers."""
-        return max(self.roofline, self.floor) + self.transfer
+    def step(self) -> float | None:
+        """Estimate: seconds of a call, by the compiler or by its FLOPs at the chips' peak, and the transfers.
+
+        None without the compiler's word: FLOPs alone would promise too much.
+        """
+        return None if self.roofline is None else max(self.roofline, self.floor) + self.transfer
 
     @property
-    def mfu(self) -> float:
+    def mfu(self) -> float | None:
         """Estimate: share of the chips' peak that the mathematics would use."""
-        return self.flops / (self.peak * self.step)
+        return None if self.step is None else self.flops / (self.peak * self.step)
 
     def to_dict(self) -> dict[str, object]:
         """Everything as JSON can hold it; GiB, seconds and FLOPs."""
@@ -159,8 +167,8 @@ def make_plan(
     analysis, hlo = compiled.memory_analysis(), _text(compiled)
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     needed = {
-        "temporaries, results": (analysis.temp_size_in_bytes + outputs) / GIB,
-        "program": analysis.generated_code_size_in_bytes / GIB,
+        WORKING: (analysis.temp_size_in_bytes + outputs) / GIB,
+        PROGRAM: analysis.generated_code_size_in_bytes / GIB,
     }
     return Plan(
         **vars(outline) | {"memory": outline.memory | needed},
@@ -176,9 +184,9 @@ def resident(**trees: PyTree) -> dict[str, float]:
 
 
 def gib_of(tree: PyTree) -> float:
-    """GiB of the shards on one chip, of shapes with shardings."""
-    sizes = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    return sum(sizes) / GIB
+    """GiB of the shards on one chip, of shapes with shardings; what lies in the host's memory is not there."""
+    here = [x for x in jax.tree.leaves(tree) if x.sharding.memory_kind != "pinned_host"]
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in here) / GIB
 
 
 def _text(compiled: jax.stages.Compiled) -> str | None:
@@ -199,8 +207,11 @@ def out_of_memory(error: Exception) -> str:
     # Its other words for it, though parameters are in that number, too.
     used = used or re.search(r"HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
     if used:
-        return f"does not fit (needs {used[1]} of {used[2]})"
+        return f"{NO_ROOM} (needs {used[1]} of {used[2]})"
     return f"does not compile ({next(iter(str(error).splitlines()), '')[:300]})"
+
+
+_VERDICTS = {True: ": fits", False: ": does NOT fit", None: ": arrays fit, code on top"}
 
 
 def table(plan: Outline) -> Table:
@@ -211,7 +222,7 @@ def table(plan: Outline) -> Table:
         rows.add_row(name, f"{size:.2f} GiB")
     total = f"{plan.total:.2f} of {plan.chip.hbm_gib} GiB"
     if isinstance(plan, Plan):
-        total += ": fits" if plan.fits else ": does NOT fit"
+        total += _VERDICTS[plan.fits]
     else:
         total += ", beside activations"
     rows.add_row("memory per chip", total, end_section=True)
@@ -223,11 +234,14 @@ def table(plan: Outline) -> Table:
 
 
 def _add_compiled(rows: Table, plan: Plan) -> None:
-    rows.add_row("compiler's roofline", f"{plan.roofline:.3g} s, without kernels and transfers")
+    if plan.roofline is not None:
+        rows.add_row("compiler's roofline", f"{plan.roofline:.3g} s, without kernels and transfers")
     for each in plan.collectives or ():
         rows.add_row(each.kind, f"{each.count} times, {each.bytes / GIB:.2f} GiB per chip")
     rows.add_row("transfers", f"{plan.transfer:.3g} s" if plan.collectives is not None else "not shown by libtpu")
-    rows.add_row("duration (estimate)", f"{plan.step:.3g} s")
-    rows.add_row("MFU (estimate)", f"{plan.mfu:.0%}", end_section=True)
+    if plan.roofline is not None:
+        rows.add_row("duration (estimate)", f"{plan.step:.3g} s")
+        rows.add_row("MFU (estimate)", f"{plan.mfu:.0%}")
+    rows.add_section()
     for name, seconds in plan.seconds.items():
         rows.add_row(name, f"{seconds:.1f} s")

@@ -1,14 +1,11 @@
 """Plans of training: a stage's real step, with the state, the frozen networks and a batch where they would lie."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.table import Table
 
-from svdjax.errors import UserError
 from svdjax.models.params import flat_params
 from svdjax.planning.plan import Outline, Plan, make_plan, resident
 from svdjax.tasks import task_of
@@ -64,30 +61,6 @@ def shardings(config: RunConfig, stage: Stage, mesh: Mesh) -> Table:
         table.add_row(path, " x ".join(map(str, shape)), str(tuple(spec)) if any(spec) else "whole", f"{size:,}")
     table.add_row("all", "", "", f"{sum(row[-1] for row in rows):,}")
     return table
-
-
-def largest_batch(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) -> int:
-    """The largest batch that fits, found by bisection; each try is compiled.
-
-    Returns:
-        A multiple of the parts that a batch is divided into; 0 if not even one clip for each fits.
-    """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-
-    def fits(clips: int) -> bool:
-        one_go = dataclasses.replace(stage, batch=clips * parts, accumulate=1)
-        try:
-            return plan_training(config, one_go, mesh, topology).fits
-        except UserError:
-            return False
-
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * parts
 
 
 def _step(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[_Arguments, jax.stages.Wrapped]:

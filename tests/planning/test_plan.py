@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -9,9 +10,10 @@ from svdjax.cli import main
 from svdjax.errors import UserError
 from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
+from svdjax.planning.buffers import NoRoom, Placement, gib_in, place, reason
 from svdjax.planning.chips import CHIPS, topology_devices
 from svdjax.planning.collectives import Collective, collectives_of
-from svdjax.planning.plan import GIB, Plan, out_of_memory, table
+from svdjax.planning.plan import GIB, WORKING, Plan, out_of_memory, table
 from svdjax.planning.sampling import plan_sampling
 from svdjax.planning.training import outline_training, plan_training, shardings
 from svdjax.sampling.pipeline import Settings
@@ -131,12 +133,97 @@ def test_an_outline_comes_instead_of_something_else(capsys):
 def test_a_step_compiles_for_a_slice_that_is_not_there(tmp_path):
     config = tiny_run(tmp_path)
     stage = dataclasses.replace(config.vae, batch=8)
-    made = plan_training(config, stage, make_mesh(config.mesh, topology_devices("v5e:2x2")), "v5e:2x2")
+    mesh = make_mesh(config.mesh, topology_devices("v5e:2x2"))
+    made = plan_training(config, stage, mesh, "v5e:2x2")
     assert made.chips == 4 and 0 < made.total < 1
     assert {each.kind for each in made.collectives} & {"all-reduce", "reduce-scatter"}  # gradients meet
     batch = {"video": _Shape((1, 1, 16, 16, 3), "uint8")}
     assert made.flops == 8 * stage_flops(stage, MODEL, clip_shapes(batch)).model
     assert made.memory["moments"] == pytest.approx(2 * made.memory["parameters"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_buffers_are_those_of_the_whole_plan(tmp_path, capsys):
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        "from pathlib import Path\nfrom tests.training.tiny import tiny_run\n"
+        f"def config():\n    return tiny_run(Path({str(tmp_path)!r}))\n"
+    )
+    argv = ["plan", config, "--stage", "vae", "--vae.batch", "8", "--topology", "v5e:2x2", "--json"]
+    for how in ([tmp_path / "whole.json"], [tmp_path / "placed.json", "--buffers"]):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in (*argv, *how)])
+        assert not stop.value.code
+    said = capsys.readouterr().out
+    assert said.count("compiler's roofline") == said.count("arrays fit, code on top") == 1, said
+    whole, placed = (json.loads((tmp_path / f"{name}.json").read_text())[0] for name in ("whole", "placed"))
+    assert "program" not in placed["memory"] and placed["fits"] is placed["step"] is placed["mfu"] is None
+    assert placed["collectives"] == whole["collectives"]
+    outline = sum(size for name, size in placed["memory"].items() if name in whole["memory"] and name != WORKING)
+    without_code = whole["total"] - whole["memory"]["program"]
+    # The executable's own account adds what tiny programs consist of.
+    assert max(outline, 0.4 * without_code) < placed["total"] <= without_code
+
+
+def test_what_lies_in_the_hbm_is_added_up():
+    assignment = """BufferAssignment:
+allocation 0: size 1073741824, parameter 0, shape |f32[8,8]| at ShapeIndex {2}, maybe-live-out:
+ value: <1 x @0> (size=4194304,offset=0): f32[8,8]{1,0:T(8,128)}
+allocation 1: size 536870912, preallocated-temp:
+allocation 2: size 268435456, color 1, preallocated-temp:
+allocation 3: size 134217728, color 5, parameter 1, shape |f32[8,8]| at ShapeIndex {3}:
+allocation 4: size 268435456, output shape is |(f32[8,8])|, maybe-live-out:
+"""
+    assert gib_in(assignment) == 1 + 0.5 + 0.25
+
+
+@pytest.mark.parametrize(
+    ("stderr", "code", "kind", "message"),
+    [
+        ("W warned\nerror: unet on v5e:1: does not fit (needs 22G of 15G)\n", 2, NoRoom, "unet on v5e:1: does not"),
+        ("error: --stage x: no such stage\nE late words\n", 2, UserError, "--stage x: no such stage"),
+        ("error: the file does not fit the model", 2, UserError, "the file does not fit"),
+        ("E some words\n", -9, UserError, "code -9 .*: E some words"),
+    ],
+)
+def test_why_a_plan_ended_early(stderr, code, kind, message):
+    found = reason(stderr, code)
+    assert type(found) is kind
+    assert re.search(message, str(found))
+
+
+def test_the_largest_batch_is_found_by_bisection(monkeypatch, capsys):
+    tried = []
+
+    def place(argv):
+        assert "--largest" not in argv and argv[argv.index("--topology") + 1] == "v5e:2x2"
+        tried.append(int(argv[len(argv) - argv[::-1].index("--unet.batch")]))
+        if tried[-1] > 30:
+            raise NoRoom("does not fit")
+        return Placement(gib=0.6 * tried[-1], hlo="", seconds=1.0)
+
+    monkeypatch.setattr("svdjax.planning.command.place", place)
+    with pytest.raises(SystemExit):
+        main(["plan", "configs/demo.py", "--topology", "v5e:2x2", "--largest", "--unet.batch", "4"])
+    assert tried == [4, 8, 16, 32, 24, 28]  # of 15.75 GiB 28 clips take 16.8
+    said = capsys.readouterr().out
+    assert "batch 32: does not fit" in said and "largest batch whose arrays fit: 24" in said
+
+
+def test_a_plan_that_cannot_be_made_says_why():
+    with pytest.raises(UserError, match="--stage dance: the configuration has"):
+        place(["configs/demo.py", "--stage", "dance", "--topology", "v5e:1"])
+
+
+def test_what_waits_in_the_hosts_memory_is_not_on_the_chip(tmp_path):
+    config = tiny_run(tmp_path)
+    mesh = make_mesh(config.mesh, topology_devices("v5e:1"))
+    kept, away = (
+        outline_training(config, dataclasses.replace(config.vae, offload=offload), mesh, "v5e:1").memory
+        for offload in (False, True)
+    )
+    assert away["parameters"] == kept["parameters"] > 0
+    assert away["average"] == 0 < kept["average"] and away["moments"] < kept["moments"] / 10
 
 
 @pytest.mark.slow
