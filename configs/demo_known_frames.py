@@ -2,8 +2,8 @@
 
 Command:   python train.py configs/demo_known_frames.py
 Hardware:  any computer; an hour on one core of an EPYC beside other work.
-Measured:  python -m benchmarks.video_prediction runs/demo_known_frames/model.safetensors: not yet as near to the true
-           frames as the last one repeated (docs/frame_interpolation.md). Not bundled for that.
+Measured:  python -m benchmarks.video_prediction runs/demo_known_frames/model.safetensors: not yet as near to the
+           true frames as the last one repeated (docs/frame_interpolation.md). Not bundled for that.
 Ours:      it starts from the bundled demo of frame interpolation, which has seen 5 frames with the first and last
            of them known. 40 % of the clips show these two, 40 % some first frames, 20 % any.
 """
