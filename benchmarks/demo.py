@@ -64,7 +64,7 @@ def filled_in(model: SVD, video: np.ndarray, known: np.ndarray, seeds: int, **de
     """
     known = np.broadcast_to(known, video.shape[:2])
     given = np.where(known[..., None, None, None], video, 0).astype(np.float32)
-    samplers = (pipeline_of(model, seed=seed, **defaults) for seed in range(seeds))
+    samplers = (pipeline_of(model, seed=seed, frames=video.shape[1], **defaults) for seed in range(seeds))
     return [from_uint8(sampler(video=given, known=known)) for sampler in samplers]
 
 
