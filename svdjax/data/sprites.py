@@ -35,9 +35,12 @@ class World:
     Attributes:
         height, width, frames, fps: size of a clip in pixels and frames, and its frames per second.
         sprites: smallest and largest number of shapes.
+        radius: range of a shape's radius, in heights.
+        spread: how far from the picture's middle shapes start at most, in heights (of x, in widths).
         cameras: how often each of CAMERAS is chosen, relative to the others.
         sprite_step, pan_step: movement per frame at full speed, in heights (x 64 for pixels of a 64-pixel clip).
         zoom_step: change of ln(scale) per frame at full speed.
+        ground_contrast: standard deviation of the ground's brightness, 0..1; 0 is a plain ground.
         still_share: share of clips in which nothing moves at all.
         orbit_share: share of clips that show a solid from a circling camera instead.
         elevation: range of the orbits' elevation in degrees; the paper's multi-view set has -5..30.
@@ -48,10 +51,13 @@ class World:
     frames: int = 8
     fps: float = 7.0
     sprites: tuple[int, int] = (1, 2)
+    radius: tuple[float, float] = (0.12, 0.2)
+    spread: float = 0.28
     cameras: tuple[float, ...] = (2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     sprite_step: float = 4.5 / 64
     pan_step: float = 4.5 / 64
     zoom_step: float = 0.11
+    ground_contrast: float = 0.13
     still_share: float = 0.04
     orbit_share: float = 0.0
     elevation: tuple[float, float] = (-5.0, 30.0)
@@ -134,7 +140,7 @@ def _draw_sprites(world: World, rng: np.random.Generator) -> Clip:
     headings = [str(d) for d in rng.choice(list(DIRECTIONS), count)]
     centre, scale = _camera_path(world, camera, speed)
     scene = Scene(
-        background=_random_background(rng),
+        background=_random_background(rng, world.ground_contrast),
         sprites=tuple(
             _random_sprite(world, rng, *each, speed) for each in zip(shapes, colours, headings, strict=True)
         ),
@@ -168,20 +174,20 @@ def _camera_path(world: World, camera: str, speed: float) -> tuple[Float[ndarray
     return centre, scale
 
 
-def _random_background(rng: np.random.Generator) -> Any:
+def _random_background(rng: np.random.Generator, contrast: float) -> Any:
     """Muted colours in slow waves: shapes stand out, and the camera's motion shows everywhere."""
     base = rng.uniform(0.3, 0.6) + rng.uniform(-0.12, 0.12, 3)
-    return random_texture(rng, base, waves=10, contrast=0.13, tint=0.35, band=(0.8, 4.0))
+    return random_texture(rng, base, waves=10, contrast=contrast, tint=0.35, band=(0.8, 4.0))
 
 
 def _random_sprite(
     world: World, rng: np.random.Generator, shape: str, colour: str, direction: str, speed: float
 ) -> Sprite:
     heading = np.array(DIRECTIONS[direction])
-    radius = float(rng.uniform(0.12, 0.2))
+    radius = float(rng.uniform(*world.radius))
     # Starting a little upstream keeps fast shapes in view; the start must not depend on the speed, or the
     # first frame would tell how much is going to move.
-    start = rng.uniform(-0.28, 0.28, 2) * (world.width / world.height, 1.0) - 0.1 * heading
+    start = rng.uniform(-world.spread, world.spread, 2) * (world.width / world.height, 1.0) - 0.1 * heading
     texture = random_texture(
         rng, np.array(COLOURS[colour]), waves=3, contrast=0.07, tint=0.0, band=(0.5 / radius, 1.0 / radius)
     )

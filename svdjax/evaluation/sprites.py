@@ -14,7 +14,7 @@ from svdjax.typing import Bool, Float, UInt8, ndarray
 _NEAR = 0.2
 _WHITE = 0.72
 _LEAST = 0.02  # share of a picture that the smallest shape covers, about halved
-_RADII = np.linspace(0.10, 0.23, 14)  # of the shapes that are tried, in heights
+_RADII = np.linspace(0.10, 0.30, 21)  # of the shapes that are tried, in heights
 _MOVED = 0.1 / 64  # per frame, in heights: below it a thing is still
 
 

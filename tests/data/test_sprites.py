@@ -1,5 +1,6 @@
 """The built-in world: determinism, captions against parameters, and flow against the drawn frames."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -163,6 +164,16 @@ def test_an_orbit_goes_once_round_in_equal_steps():
     np.testing.assert_allclose(np.diff(np.unwrap(truth.azimuths, period=360)), 60.0, atol=1e-9)
     assert -5 <= truth.elevation <= 30 and truth.camera == "orbit"
     assert truth.motion == pytest.approx(mean_motion(clip.flow)) and truth.motion > 0.5
+
+
+def test_the_ground_may_be_plain_and_shapes_of_any_size():
+    world = moving("static", sprites=(1, 1), ground_contrast=0.0)
+    for index in range(4):
+        clips = [draw_clip(dataclasses.replace(world, radius=(size, size)), 6, index) for size in (0.1, 0.2)]
+        # The ground has more than half of the pixels, so each channel's median is its colour.
+        plain = [(clip.frames[0] == np.median(clip.frames[0], (0, 1))).all(-1) for clip in clips]
+        covered = [1 - share.mean() for share in plain]
+        assert 0.01 < covered[0] < 0.08 and 0.04 < covered[1] < 0.25 and covered[1] > 2 * covered[0]
 
 
 def test_impossible_worlds_are_refused():
