@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from svdjax.tasks import DropRates
 from svdjax.training import run
 from svdjax.training.config import load_config
 from svdjax.training.diffusion_stage import DiffusionStage
+from svdjax.training.export import save_model
 from svdjax.training.initial import initial
 from svdjax.training.step import make_loss
 from svdjax.training.transfer import resolve
@@ -115,17 +117,27 @@ def test_temporal_finetuning_trains_exactly_the_temporal_layers():
     assert not any(part in path for path in frozen if path.startswith("unet.") for part in ("temporal", "mix_"))
 
 
-def test_the_text_demo_trains_unet_and_text_tower_on_the_shipped_autoencoder():
-    config = recipe("demo_text_to_video")
+def test_the_text_demo_learns_its_words_from_pictures_on_the_shipped_autoencoder():
+    config = recipe("demo_text_to_image")
     trained, frozen = split(config)
     start = initial(config, Console(quiet=True))
     assert {path.split(".")[0] for path in trained} == {"unet", "text_encoder"}
-    inputs = {"unet.conv_in.kernel", "unet.vector_embed.linear1.kernel"}
-    assert set(start.new) == inputs | {path for path in trained if path.startswith("text_encoder.")}
-    assert set(start.loaded) == set(frozen) | set(trained) - set(start.new)
+    assert set(start.new) == set(trained) and set(start.loaded) == set(frozen)
     shipped = load_model(config.init_from, dtype=np.float32)
     kernel = shipped.vae.decoder.conv_in.kernel[...]
     np.testing.assert_array_equal(start.loaded["vae.decoder.conv_in.kernel"], kernel)
+
+
+def test_the_text_demo_adds_to_its_image_model_what_videos_need(tmp_path):
+    pictures = tmp_path / "pictures.safetensors"
+    save_model(random_model(SVD, recipe("demo_text_to_image").model), pictures)
+    config = recipe("demo_text_to_video", "--init-from", str(pictures))
+    trained, frozen = split(config)
+    start = initial(config, Console(quiet=True))
+    added = [path for path in trained if path not in start.loaded]
+    assert all(re.search(r"\.(temporal|frame_embed|mix_factor|vector_embed)\b", path) for path in added)
+    assert len(added) > 100 and set(frozen) <= set(start.loaded)
+    assert any(path.startswith("text_encoder.") for path in start.loaded)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
