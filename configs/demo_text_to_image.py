@@ -1,15 +1,17 @@
-"""The first stage of the demo of text to video: the words for colours and shapes, learned from single pictures.
+"""The first stage of the demo of text to video: the words for what pictures show, learned from single ones.
 
 Command:   svdjax train configs/demo_text_to_image.py          (configs/demo_text_to_video.py goes on from it)
 Sampling:  svdjax sample --checkpoint runs/demo_text_to_image/model.safetensors
                --prompt "a red square moves left while the camera stays still"
-Hardware:  any computer; a GPU is used if JAX finds one. 27 minutes on one core of an EPYC.
-Paper:     so, too, does its video model begin: as an image model, which then gets temporal layers.
+Hardware:  any computer; a GPU is used if JAX finds one. 27 minutes on one core of an EPYC beside other work.
+Measured:  the second stage is (docs/text_to_video.md)
+Paper:     its video model begins as an image model, too, which then gets temporal layers.
 Data:      one large shape of one of eight colours on a plain ground, with the caption of the clip that it begins.
 Ours:      the autoencoder is the shipped demo's, frozen. The text tower reads the real tokenizer's tokens and is
-           trained from scratch with the UNet: its words get the meanings that the pictures need. It is a table of
-           embeddings without any block: a small causal block copies the colour, which matters most to the loss,
-           into every later token, and the words for shapes and directions are lost in it.
+           trained from scratch with the UNet: its words get the meanings that the pictures need. It has token and
+           position embeddings and a norm, but no block (what `heads` and `mlp_dim` say is not used): a small causal
+           block copies the colour, which matters most to the loss, into nearly every later token, and the words for
+           shapes and directions are lost beside it (docs/text_to_video.md).
 """
 
 from pathlib import Path

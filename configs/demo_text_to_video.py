@@ -1,14 +1,15 @@
-"""The demo of text to video: temporal layers join the demo's image model, which knows the words for what is seen.
+"""The demo of text to video: temporal layers join the demo's image model, which knows words already.
 
 Command:   svdjax train configs/demo_text_to_video.py          (after configs/demo_text_to_image.py)
 Sampling:  svdjax sample --checkpoint runs/demo_text_to_video/model.safetensors
                --prompt "a red square moves left while the camera stays still"
-Hardware:  any computer; a GPU is used if JAX finds one. 83 minutes on one core of an EPYC.
+Hardware:  any computer; a GPU is used if JAX finds one. 83 minutes on one core of an EPYC beside other work.
 Measured:  python -m benchmarks.text_to_video runs/demo_text_to_video/model.safetensors (docs/text_to_video.md)
-Data:      the pictures of the first stage, moving: in one of four directions, before a camera at rest. Speeds
-           differ, and the motion bucket tells them.
-Ours:      as in the paper's stage 2a, temporal layers and what tells frame rate and motion are new, and add nothing
-           at first; everything trains, the text tower, too: its words for directions have yet to get a meaning.
+Data:      the pictures of the first stage, moving: in one of four directions (a few stay still), before a camera at
+           rest. Speeds differ, and the motion bucket tells them.
+Ours:      as in the paper's stage 2a, temporal layers and what tells frame rate and motion are new. The temporal
+           residual blocks and the latter add nothing at first; the temporal attention starts at random. Everything
+           trains, the text tower, too: of directions, pictures have shown it no more than where things start.
 """
 
 from pathlib import Path

@@ -187,6 +187,17 @@ def test_what_moves_on_steadily_is_foretold_by_its_flow():
     assert (apart["flow"] < 0.7 * apart["repetition"]).all(), apart
 
 
+def test_the_text_model_is_trained_from_the_benchmark_s_own_image_model(tmp_path, monkeypatch):
+    seen = []
+    module = tasks.TASKS["text_to_video"]
+    monkeypatch.setattr(module, "trained", lambda config: seen.append(config) or config.out)
+    (video,) = module.train(tmp_path, seed=1, steps=2)
+    first, second = seen
+    assert video == second.out and second.init_from == str(first.out)
+    assert {config.seed for config in seen} == {1} and {config.unet.steps for config in seen} == {2}
+    assert len({config.data.train for config in seen}) == 2
+
+
 def test_each_camera_lora_sees_its_own_motion_and_starts_from_the_base(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(camera_lora, "trained", lambda config: seen.append(config) or config.out)

@@ -189,7 +189,11 @@ def check_sprites(world: World, directory: Path, *, seed: int, count: int) -> No
     except (OSError, ValueError, AttributeError):
         return  # no data set of ours: whoever opens it says so
     wanted = _drawn_with(world, seed, count)
-    if found is not None and found != wanted:
+    if found is None:
+        return
+    # In data that is older than a field of the world, the field's default is what it was drawn with.
+    found = _drawn_with(World(), seed, count) | found
+    if found != wanted:
         names = [name for name in wanted if found.get(name) != wanted[name]]
         raise UserError(
             f"{directory} was drawn with another {', '.join(names)} of the built-in world: remove it to have it "

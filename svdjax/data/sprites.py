@@ -8,7 +8,7 @@ import numpy as np
 
 from svdjax.data import solids
 from svdjax.data.render import SHAPES, Scene, Sprite, mean_motion, random_texture, render
-from svdjax.errors import UserError
+from svdjax.errors import UserError, check_range
 from svdjax.typing import Float, UInt8, ndarray
 
 COLOURS = {
@@ -36,13 +36,16 @@ class World:
         height, width, frames, fps: size of a clip in pixels and frames, and its frames per second.
         sprites: smallest and largest number of shapes.
         radius: range of a shape's radius, in heights.
-        spread: how far from the picture's middle shapes start at most, in heights (of x, in widths).
+        spread: where shapes start: within so much of the picture's middle along each axis, in heights (of x, in
+            widths), and then a tenth of a height upstream of their motion.
         cameras: how often each of CAMERAS is chosen, relative to the others.
         sprite_step, pan_step: movement per frame at full speed, in heights (x 64 for pixels of a 64-pixel clip).
         zoom_step: change of ln(scale) per frame at full speed.
-        ground_contrast: standard deviation of the ground's brightness, 0..1; 0 is a plain ground.
+        ground_contrast: strength of the ground's waves, 0..1: the standard deviation of a channel is 0.74 of it;
+            0 is a plain ground.
         still_share: share of clips in which nothing moves at all.
-        orbit_share: share of clips that show a solid from a circling camera instead.
+        orbit_share: share of clips that show a solid from a circling camera instead; what is said of shapes, their
+            motion and the ground does not count there.
         elevation: range of the orbits' elevation in degrees; the paper's multi-view set has -5..30.
     """
 
@@ -72,6 +75,12 @@ class World:
             raise UserError(
                 f"world.cameras needs {len(CAMERAS)} weights >= 0 that are not all zero, one for each of {CAMERAS}"
             )
+        if not 0 < self.radius[0] <= self.radius[1]:
+            raise UserError(
+                f"world.radius {self.radius}: name the smallest and the largest, above 0 and in this order"
+            )
+        check_range("world.spread", self.spread, 0)
+        check_range("world.ground_contrast", self.ground_contrast, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +184,7 @@ def _camera_path(world: World, camera: str, speed: float) -> tuple[Float[ndarray
 
 
 def _random_background(rng: np.random.Generator, contrast: float) -> Any:
-    """Muted colours in slow waves: shapes stand out, and the camera's motion shows everywhere."""
+    """Muted colours in slow waves: shapes stand out, and with contrast the camera's motion shows everywhere."""
     base = rng.uniform(0.3, 0.6) + rng.uniform(-0.12, 0.12, 3)
     return random_texture(rng, base, waves=10, contrast=contrast, tint=0.35, band=(0.8, 4.0))
 

@@ -1,5 +1,6 @@
 """Records and shards: bit-exact round trips, nothing half-written, broken data sets refused."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -62,6 +63,13 @@ def test_a_set_drawn_with_other_settings_is_refused(tmp_path):
         check_sprites(SMALL, tmp_path / "set", seed=5, count=4)
     with pytest.raises(UserError, match="drawn with another seed, frames of"):
         check_sprites(World(height=16, width=16, frames=5), tmp_path / "set", seed=6, count=3)
+    index = tmp_path / "set" / "dataset.json"
+    older = json.loads(index.read_text())
+    del older["sprites"]["radius"]
+    index.write_text(json.dumps(older))
+    check_sprites(SMALL, tmp_path / "set", seed=5, count=3)
+    with pytest.raises(UserError, match="drawn with another radius of"):
+        check_sprites(dataclasses.replace(SMALL, radius=(0.2, 0.3)), tmp_path / "set", seed=5, count=3)
     write_shards((clip(i) for i in range(5)), tmp_path / "own")
     check_sprites(SMALL, tmp_path / "own", seed=5, count=3)
 

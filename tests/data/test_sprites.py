@@ -181,3 +181,9 @@ def test_impossible_worlds_are_refused():
         World(height=4)
     with pytest.raises(UserError, match="weights"):
         World(cameras=(1.0,))
+    for radius in ((0.3, 0.2), (0.0, 0.2)):
+        with pytest.raises(UserError, match="smallest and the largest"):
+            World(radius=radius)
+    for name, value in (("spread", -0.1), ("ground_contrast", -0.1), ("ground_contrast", 2.0)):
+        with pytest.raises(UserError, match=f"world.{name} {value}"):
+            World(**{name: value})

@@ -1,5 +1,7 @@
 """The detector finds in clips of the built-in world what is in them, and nothing in an empty one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,13 @@ from svdjax.data.sprites import World, draw_clips
 from svdjax.evaluation.sprites import Seen, look
 
 WORLD = World(sprites=(1, 1), cameras=(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+# Large things on plain grounds, as the text demo sees them.
+LARGE = dataclasses.replace(WORLD, radius=(0.2, 0.28), spread=0.08, ground_contrast=0.0)
 
 
-@pytest.fixture(scope="module")
-def clips():
-    return list(draw_clips(WORLD, 5, 32))
+@pytest.fixture(scope="module", params=[WORLD, LARGE], ids=["default", "large"])
+def clips(request):
+    return list(draw_clips(request.param, 5, 32))
 
 
 def test_it_finds_colour_shape_and_direction(clips):

@@ -134,10 +134,22 @@ def test_the_text_demo_adds_to_its_image_model_what_videos_need(tmp_path):
     config = recipe("demo_text_to_video", "--init-from", str(pictures))
     trained, frozen = split(config)
     start = initial(config, Console(quiet=True))
-    added = [path for path in trained if path not in start.loaded]
-    assert all(re.search(r"\.(temporal|frame_embed|mix_factor|vector_embed)\b", path) for path in added)
-    assert len(added) > 100 and set(frozen) <= set(start.loaded)
+    of_videos = re.compile(r"unet\..*\b(temporal|frame_embed|mix_factor|vector_embed)\b.*")
+    zero = {path for path in trained if path.startswith("unet.vector_embed.linear2.")}
+    assert set(start.new) == {path for path in trained if of_videos.fullmatch(path)} - zero
+    assert len(zero) == 2 and not any(start.loaded[path].any() for path in zero)
+    assert set(frozen) <= set(start.loaded)
     assert any(path.startswith("text_encoder.") for path in start.loaded)
+
+
+def test_the_stages_of_the_text_demo_differ_in_what_videos_need():
+    pictures, videos = recipe("demo_text_to_image"), recipe("demo_text_to_video")
+    unet = dataclasses.replace(pictures.model.unet, temporal=True, vector_dim=128)
+    names = {"task": "text_to_video", "scalars": videos.model.scalars}
+    frames = dataclasses.replace(pictures.model.defaults, frames=8)
+    assert dataclasses.replace(pictures.model, unet=unet, defaults=frames, **names) == videos.model
+    step = videos.data.world.sprite_step
+    assert dataclasses.replace(pictures.data.world, frames=8, sprite_step=step) == videos.data.world
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
