@@ -75,12 +75,19 @@ class World:
             raise UserError(
                 f"world.cameras needs {len(CAMERAS)} weights >= 0 that are not all zero, one for each of {CAMERAS}"
             )
-        if not 0 < self.radius[0] <= self.radius[1]:
+        if not 1 <= self.sprites[0] <= self.sprites[1] <= len(COLOURS):
             raise UserError(
-                f"world.radius {self.radius}: name the smallest and the largest, above 0 and in this order"
+                f"world.sprites {self.sprites}: name the fewest and the most, in this order, from 1 to "
+                f"{len(COLOURS)} (no two of a clip share a colour)"
             )
+        for name, (least, most) in {"radius": self.radius, "elevation": self.elevation}.items():
+            if not least <= most:
+                raise UserError(f"world.{name} {(least, most)}: name the smallest and the largest, in this order")
+        if self.radius[0] <= 0:
+            raise UserError(f"world.radius {self.radius}: a shape needs a radius above 0")
         check_range("world.spread", self.spread, 0)
-        check_range("world.ground_contrast", self.ground_contrast, 0, 1)
+        for name in ("ground_contrast", "still_share", "orbit_share"):
+            check_range(f"world.{name}", getattr(self, name), 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

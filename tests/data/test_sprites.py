@@ -181,9 +181,20 @@ def test_impossible_worlds_are_refused():
         World(height=4)
     with pytest.raises(UserError, match="weights"):
         World(cameras=(1.0,))
-    for radius in ((0.3, 0.2), (0.0, 0.2)):
-        with pytest.raises(UserError, match="smallest and the largest"):
-            World(radius=radius)
-    for name, value in (("spread", -0.1), ("ground_contrast", -0.1), ("ground_contrast", 2.0)):
+    for sprites in ((2, 1), (0, 1), (1, 9)):
+        with pytest.raises(UserError, match="fewest and the most"):
+            World(sprites=sprites)
+    for name, value in (("radius", (0.3, 0.2)), ("elevation", (30.0, -5.0))):
+        with pytest.raises(UserError, match=f"world.{name} .* smallest and the largest"):
+            World(**{name: value})
+    with pytest.raises(UserError, match="above 0"):
+        World(radius=(0.0, 0.2))
+    for name, value in (
+        ("spread", -0.1),
+        ("ground_contrast", -0.1),
+        ("ground_contrast", 2.0),
+        ("still_share", 2.0),
+        ("orbit_share", -0.5),
+    ):
         with pytest.raises(UserError, match=f"world.{name} {value}"):
             World(**{name: value})
