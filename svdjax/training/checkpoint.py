@@ -241,5 +241,7 @@ def _leaves(tree: PyTree) -> dict[str, str]:
 @jax.jit
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether no floating-point array of the tree has an infinite or undefined value."""
-    floating = (leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    # What rests in the host's memory is looked at on the device: not every backend computes there.
+    on_device = jax.device_put(tree, jax.memory.Space.Device)
+    floating = (leaf for leaf in jax.tree.leaves(on_device) if jnp.issubdtype(leaf.dtype, jnp.floating))
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floating]))

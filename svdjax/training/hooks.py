@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from svdjax.training.loop import Hook, Moment
 from svdjax.training.metrics import MetricsLog, summarise
 from svdjax.training.sinks import Printed, open_sinks
 from svdjax.training.stage import Batch, Metrics, Stage
+from svdjax.training.state import TrainState
 from svdjax.training.step import Frozen, LossFn
 
 
@@ -208,23 +209,30 @@ class Guard:
         )
 
 
-def validate(loss: LossFn, frozen: Frozen, batches: Sequence[Batch], log: MetricsLog) -> Hook:
+Averages = Callable[[TrainState], Mapping[str, jax.Array]]  # the averaged parameters of a state, on the devices
+
+
+def validate(
+    loss: LossFn, averages: Averages, frozen: Frozen, batches: Callable[[], Iterable[Batch]], log: MetricsLog
+) -> Hook:
     """A hook that logs the loss of the averaged weights on the same clips with the same noise every time."""
 
     def hook(moment: Moment) -> None:
-        rows = []
-        for index, batch in enumerate(batches):
-            value, metrics = loss(moment.state.ema, frozen, batch, jax.random.key(index))
+        ema, rows = averages(moment.state), []
+        for index, batch in enumerate(batches()):
+            value, metrics = loss(ema, frozen, batch, jax.random.key(index))
             rows.append({"loss": value, **metrics})
         log.write(moment.step, {f"val_{name}": value for name, value in summarise(rows).items()})
 
     return hook
 
 
-def sample_grid(write: Callable[[Mapping[str, jax.Array], Path], None], directory: Path) -> Hook:
+def sample_grid(
+    averages: Averages, write: Callable[[Mapping[str, jax.Array], Path], None], directory: Path
+) -> Hook:
     """A hook that writes a grid of samples of the averaged weights, named by the step."""
 
     def hook(moment: Moment) -> None:
-        write(moment.state.ema, directory / f"step_{moment.step:07d}")
+        write(averages(moment.state), directory / f"step_{moment.step:07d}")
 
     return hook

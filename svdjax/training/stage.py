@@ -121,8 +121,8 @@ class Stage(ABC):
         return {name: value for name, value in batch.items() if name != "caption"}
 
     def held_out(self, clips: Clips, *, count: int) -> Sequence[Batch]:
-        """Validation batches, like those of training."""
-        return clips.held_out(batch=self.batch, count=count)
+        """Validation batches, as large as the parts in which training works through its own."""
+        return clips.held_out(batch=self.batch // self.accumulate, count=count)
 
     def for_validation(self) -> "Stage":
         """The stage whose loss is taken of held-out clips."""

@@ -1,6 +1,6 @@
 """One stage of a run: its parameters on the mesh, its data, its compiled step, its hooks and its checkpoints."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ class StageRun:
         self.shapes = jax.tree.map(_with_sharding, shapes, self.shardings)
         self.layout = BatchLayout(mesh, stage.batch)
         self.validation: Sequence[Batch] = [
-            place_whole(self._prepared(batch), mesh) for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
+            self._prepared(batch) for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
         ]
 
     def train(self, stop: Callable[[int], bool]) -> Stopped | None:
@@ -131,10 +131,18 @@ class StageRun:
         loss = jax.jit(make_loss(stage.for_validation(), self.model.shapes))
         loss = on_mesh(self.mesh, processes.compiled_together(loss, f"loss of {stage.name}"))
         return [
-            every(stage.validate_every, on.validate(loss, self.frozen, self.validation, log)),
+            every(stage.validate_every, on.validate(loss, self._averages, self.frozen, self._held_out, log)),
             every(stage.checkpoint_every, lambda moment: save(moment.state)),
-            every(stage.sample_every, on.sample_grid(self._write_grid, self.directory / "samples")),
+            every(stage.sample_every, on.sample_grid(self._averages, self._write_grid, self.directory / "samples")),
         ]
+
+    def _held_out(self) -> Iterator[Batch]:
+        """The validation batches on the mesh, one at a time: between validations they take no room there."""
+        return (place_whole(batch, self.mesh) for batch in self.validation)
+
+    def _averages(self, state: TrainState) -> Mapping[str, Array]:
+        """The averaged parameters where networks compute with them, though they may rest in the host's memory."""
+        return jax.device_put(state.ema, self.shardings.params)
 
     def _position(self, step: int) -> dict[str, int]:
         """Where the data goes on, and how much of it there is: with other clips, the order would be another."""
@@ -166,8 +174,8 @@ class StageRun:
         processes.barrier("samples written")
 
     def _finish(self, state: TrainState) -> None:
-        averaged = self._averaged(state.ema)
-        config = on_mesh(self.mesh, self.stage.finish)(averaged.module, self.validation)
+        averaged = self._averaged(self._averages(state))
+        config = on_mesh(self.mesh, self.stage.finish)(averaged.module, list(self._held_out()))
         self.stage.save(replace(averaged, config=config), self.directory / self.stage.result)
         processes.barrier(f"{self.stage.name} finished")
 

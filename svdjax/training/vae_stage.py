@@ -59,7 +59,7 @@ class VAEStage(Stage):
 
     def held_out(self, clips: Clips, *, count: int) -> Sequence[Batch]:
         """Validation batches, of short clips too."""
-        return clips.held_out(batch=self.batch, count=count, frames=self.frames)
+        return clips.held_out(batch=self.batch // self.accumulate, count=count, frames=self.frames)
 
     def trains(self, path: str) -> bool:
         return path.startswith("vae.")

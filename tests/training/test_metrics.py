@@ -273,7 +273,7 @@ def test_validation_averages_over_its_batches_with_the_averaged_weights(tmp_path
 
     sink, stage = Kept(), tiny_run(tmp_path).unet
     batches = [{"x": jnp.float32(1)}, {"x": jnp.float32(3)}]
-    validate = hooks.validate(loss, {}, batches, MetricsLog(stage, [sink]))
+    validate = hooks.validate(loss, lambda state: state.ema, {}, lambda: batches, MetricsLog(stage, [sink]))
     validate(moment(5))
     validate(moment(6))
     (_, first), (_, second) = sink.rows
@@ -282,7 +282,7 @@ def test_validation_averages_over_its_batches_with_the_averaged_weights(tmp_path
 
 def test_samples_are_made_with_the_averaged_weights(tmp_path):
     written = []
-    hooks.sample_grid(lambda *made: written.append(made), tmp_path)(moment(30))
+    hooks.sample_grid(lambda state: state.ema, lambda *made: written.append(made), tmp_path)(moment(30))
     assert written == [({"weight": "averaged"}, tmp_path / "step_0000030")]
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from svdjax.data.pipeline import to_unit
 from svdjax.errors import UserError
 from svdjax.models.params import abstract, cast_floating, flat_params, load_flat
 from svdjax.models.svd import SVD
-from svdjax.training import Stopped, run
+from svdjax.training import RunConfig, Stopped, run
 from svdjax.training.data import Clips
 from svdjax.training.directory import claim
+from svdjax.training.mesh import make_mesh
 from svdjax.training.metrics import MetricsLog
 from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import MODEL, tiny_run
@@ -175,3 +177,46 @@ def test_starting_from_a_model_takes_its_scaling_of_the_latents(finished):
     config = dataclasses.replace(tiny_run(finished, name="more"), init_from=str(start), **stages)
     scaling = load_model(run(config)).config.vae.scaling_factor
     assert scaling == load_model(start).config.vae.scaling_factor != config.model.vae.scaling_factor
+
+
+def only_unet(finished: Path, name: str, **changes) -> RunConfig:
+    """A run of the UNet alone, from the finished one."""
+    config = tiny_run(finished, name=name)
+    unet = dataclasses.replace(config.unet, cache_latents=False, **{"validate_every": 0} | changes)
+    start = str(finished / "run/model.safetensors")
+    return dataclasses.replace(config, init_from=start, vae=None, decoder=None, unet=unet)
+
+
+def test_what_rests_in_the_hosts_memory_validates_and_is_saved(finished, monkeypatch):
+    """And validation takes parts as large as those of training."""
+    sizes, held_out = [], Clips.held_out
+
+    def watched(clips: Clips, *, batch: int, **more):
+        sizes.append(batch)
+        return held_out(clips, batch=batch, **more)
+
+    monkeypatch.setattr(Clips, "held_out", watched)
+    config = only_unet(
+        finished, "resting", steps=2, offload=True, accumulate=2, validate_every=1, checkpoint_every=1
+    )
+    run(config)
+    rows = [json.loads(line) for line in (config.out / "unet/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if np.isfinite(row.get("val_loss", np.nan))] == [1, 2]
+    assert sizes[0] == config.unet.batch // 2
+    assert {path.name for path in (config.out / "unet/checkpoints").glob("[0-9]*")} == {"1", "2"}
+
+
+def test_a_run_goes_on_with_fewer_devices_on_the_same_clips_to_the_same_losses(finished, monkeypatch):
+    module = sys.modules["svdjax.training.run"]
+    whole = only_unet(finished, "eight", steps=6, checkpoint_every=2)
+    assert run(whole) == whole.out / "model.safetensors"
+    fewer = only_unet(finished, "fewer", steps=6, checkpoint_every=2)
+    for devices, step in ((8, 2), (4, 4), (2, None)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "make_mesh", lambda config, n=devices: make_mesh(config, jax.devices()[:n]))
+            if step:
+                interrupt_at(patch, "unet", step)
+            assert run(fewer) == (Stopped("unet", step) if step else fewer.out / "model.safetensors")
+    wanted, found = losses(whole.out / "unet"), losses(fewer.out / "unet")
+    assert list(found) == list(wanted) == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-5)
