@@ -1,6 +1,7 @@
 """Outputs that appear complete or not at all."""
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ def finished(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists already: choose another path, or give --overwrite")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{_process()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
@@ -36,10 +37,15 @@ def _take_place(partial: Path, path: Path) -> None:
     if not path.exists() or not (path.is_dir() or partial.is_dir()):
         partial.replace(path)
         return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    old = path.with_name(f".{path.name}.old-{_process()}")
     path.replace(old)
     partial.replace(path)
     _remove(old)
+
+
+def _process() -> str:
+    """What no other process is called, on this machine or on another that sees the same folder."""
+    return f"{platform.node()}-{os.getpid()}"
 
 
 def _remove(path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import load, save
 
+from svdjax.conversion.output import finished
 from svdjax.data.drawing import Group
 from svdjax.data.motion import MotionBuckets
 from svdjax.errors import UserError
@@ -123,9 +124,8 @@ def finish(directory: Path, shards: int, buckets: MotionBuckets, motion_measure:
     if None in indices:
         return False
     table = np.array([row for index in indices for row in index["clips"]], float).reshape(-1, 4)
-    with (directory / f"{TABLE}.partial").open("wb") as file:
+    with finished(directory / TABLE, overwrite=True) as partial, partial.open("wb") as file:
         np.save(file, table)
-    (directory / f"{TABLE}.partial").replace(directory / TABLE)
     # An ArrayRecord without records cannot be opened.
     names = [shard_name(number) for number, index in enumerate(indices) if index["clips"]]
     motion = {"motion_measure": motion_measure, "motion_thresholds": list(buckets.thresholds)}
@@ -134,9 +134,9 @@ def finish(directory: Path, shards: int, buckets: MotionBuckets, motion_measure:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)
+    """Write a file that several machines may write at once, each under a name of its own first."""
+    with finished(path, overwrite=True) as partial:
+        partial.write_text(json.dumps(value, indent=1))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

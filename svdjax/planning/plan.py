@@ -147,7 +147,8 @@ def make_plan(
         function: to be compiled. arguments: its arguments, as shapes where they lie.
         outline: of the program; its memory is what lies there meanwhile: the arguments, and what other programs
             need.
-        turns: how often the loop turns that makes up the program, of which the compiler counts one turn.
+        turns: how often the loop turns that makes up the program (sampler steps, parts of a batch), of which the
+            compiler counts one turn.
 
     Raises:
         UserError: it does not fit into the chips' memory.

@@ -34,7 +34,8 @@ def plan_training(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) ->
         UserError: it does not fit into the chips' memory.
     """
     arguments, step = _step(config, stage, mesh)
-    return make_plan(step, arguments, _outline(config, stage, mesh, topology, arguments))
+    outline = _outline(config, stage, mesh, topology, arguments)
+    return make_plan(step, arguments, outline, turns=stage.accumulate)
 
 
 def _outline(config: RunConfig, stage: Stage, mesh: Mesh, topology: str, arguments: _Arguments) -> Outline:

@@ -182,7 +182,7 @@ class Pipeline:
         The last group is filled up with the first requests again, so that every group has the same shapes.
         """
         per_device = min(self.settings.per_device, count)
-        devices = tuple(jax.devices()[: -(-count // per_device)])
+        devices = tuple(jax.local_devices()[: -(-count // per_device)])
         at_once = len(devices) * per_device
         return devices, np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
 

@@ -119,7 +119,7 @@ class Checkpoints:
             state: named by its step; it may be given away (donated) once this returns.
             position: where the data goes on, the same in every process; what JSON can hold.
             config: the resolved configuration as JSON.
-            loss: of the newest validation, where there was one.
+            loss: of a validation at this step, where there was one; without it, it is none of the best.
 
         Raises:
             UserError: the state has values that are not finite, or this or the last save failed (a full disk).

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class RunConfig:
         """
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
+        self._check_paths()
         self._check_context()
         if self.profile is not None and not 2 <= self.profile[0] <= self.profile[1]:
             raise UserError(
@@ -75,6 +77,17 @@ class RunConfig:
             )
         if self.data.sampling.captions and self.model.text_encoder is None:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
+
+    def _check_paths(self) -> None:
+        """A bucket's address is no path: each host would make a folder of that name for itself.
+
+        Raises:
+            UserError: there is one.
+        """
+        paths = [("out", self.out), ("data.train", self.data.train), ("data.validation", self.data.validation)]
+        for name, path in [*paths, *(("data.also", path) for path in self.data.also)]:
+            if re.match(r"\w+:/", str(path)):
+                raise UserError(f"--{name} {path}: is an address, not a path: mount it (docs/tpu_pods.md)")
 
     def _check_context(self) -> None:
         """Videos that several devices share have to divide at every level: elsewhere XLA gets gradients wrong.

@@ -92,7 +92,7 @@ class Clips:
 
     def fixed_train(self) -> Iterator[Item]:
         """One clip of each training video, always the same."""
-        return fixed_clips(self.train, self.config.sampling)
+        return fixed_clips(self.train, self.config.sampling, max_bad=self.config.max_bad)
 
     def _sampling(self, frames: int | None) -> ClipSampling:
         sampling = self.config.sampling
@@ -105,7 +105,12 @@ class Clips:
 
         Their motion buckets are on the training clips' map.
         """
-        clips = fixed_clips(self.validation, self._sampling(frames), buckets=self.train.buckets)
+        clips = fixed_clips(
+            self.validation,
+            self._sampling(frames),
+            buckets=self.train.buckets,
+            max_bad=self.config.max_bad,
+        )
         alike: dict[tuple[int, ...], list[Item]] = {}
         for item in islice(clips, batch * count):
             alike.setdefault(item["video"].shape, []).append(item)

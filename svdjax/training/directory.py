@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from svdjax.conversion.output import finished
 from svdjax.data.cache import LatentCache, write_json
 from svdjax.data.sources import ClipSource
 from svdjax.errors import UserError
@@ -33,9 +34,8 @@ def claim(config: RunConfig) -> None:
         if path.exists() and _is_trained(config):
             check_same(path, json.loads(text), what="a run")
         if not path.exists() or path.read_text() != text:  # other processes find what the first one wrote
-            partial = path.with_name(".config.json.partial")
-            partial.write_text(text)
-            partial.replace(path)
+            with finished(path, overwrite=True) as partial:
+                partial.write_text(text)
     except OSError as error:
         raise UserError(f"--out {config.out}: cannot be written ({error.strerror}): choose another place") from None
 

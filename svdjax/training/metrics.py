@@ -76,7 +76,7 @@ class MetricsLog:
         self._rate = learning_rate(stage.optim, stage.steps)
         self._waiting: list[Metrics] = []
         self._last: tuple[int, float, float] | None = None
-        self.newest: dict[str, float] = {}  # of each metric the last value, on every process
+        self._newest: dict[str, tuple[int, float]] = {}  # of each metric the last step and value
 
     def __call__(self, moment: Moment) -> None:
         """Keep the step's metrics; at a log step and at the last one write those since the previous."""
@@ -93,9 +93,14 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Hand a row to every sink."""
-        self.newest |= values
+        self._newest |= {name: (step, value) for name, value in values.items()}
         for sink in self._sinks:
             sink.write(step, values)
+
+    def measured(self, name: str, step: int) -> float | None:
+        """A metric's value at a step, on every process; None if it was last measured at another."""
+        at, value = self._newest.get(name, (None, None))
+        return value if at == step else None
 
     def _speed(self, moment: Moment) -> dict[str, float]:
         """Rates since the previous log step, by the clock: with validation, samples and all."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from svdjax.conversion.source import open_checkpoint, read_arrays
-from svdjax.models.params import abstract, draw_params, flat_params, load_flat
+from svdjax.models.params import abstract, cast_floating, draw_params, flat_params, load_flat
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.training.sharding import gather, param_shardings, place
 from svdjax.typing import Array
@@ -42,9 +43,9 @@ class Model:
         """The module, for compiled functions that run on the mesh."""
         return load_flat(self.shapes, self.params, what="the model")
 
-    def whole(self) -> SVD:
-        """All of it in this process's memory; all processes have to call this together."""
-        arrays = {path: gather(value) for path, value in self.params.items()}
+    def whole(self, dtype: str = "float32") -> SVD:
+        """All of it in this process's memory, in a type; all processes have to call this together."""
+        arrays = {path: cast_floating(gather(value), jnp.dtype(dtype)) for path, value in self.params.items()}
         return load_flat(self.shapes, arrays, what="the model")
 
 

@@ -13,6 +13,8 @@ import tyro
 from svdjax.errors import UserError
 from svdjax.pages import data_uri, figure, image, listing, table, write_page
 from svdjax.training.curves import Rows, curves
+from svdjax.training.lora_stage import LoRAStage
+from svdjax.training.stage import Stage
 
 MOST_SAMPLES = 12  # of a stage: evenly spread over its steps, with the first and the last
 # Column of the overview: the metric whose last value it shows, and how.
@@ -99,7 +101,7 @@ def _read_stage(directory: Path, settings: Mapping[str, Any]) -> StageRecord:
         settings=settings,
         rows=rows,
         seconds=max(times) - min(times) if times else 0.0,
-        finished=(directory / "model.safetensors").exists(),
+        finished=any((directory / stage.result).exists() for stage in (Stage, LoRAStage)),
         hardware=json.loads(hardware.read_text()) if hardware.exists() else {},
         samples=dict(sorted(samples.items())),
     )

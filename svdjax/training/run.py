@@ -82,7 +82,7 @@ def _export(config: RunConfig, last: Stage, model: Model, clips: Clips, console:
     last.save(model, path, dtype=config.export_dtype)
     written = [path]
     if config.unet is not None:
-        whole = model.whole()
+        whole = model.whole(config.unet.compute_dtype)
         if processes.is_main():
             written += write_grid(whole, grid_clips(clips), config.out / "samples")
     for each in written:

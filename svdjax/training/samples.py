@@ -18,7 +18,8 @@ from svdjax.training.data import Clips
 from svdjax.training.stage import Batch
 
 GRID_ROWS = 4
-AT_ONCE = 16  # videos on a device: the models that are sampled while they train are small
+# On a device at once: the demo's videos by the dozen, of a large model one.
+MOST_VIDEOS, MOST_PIXELS = 16, 2**20
 
 
 def write_grid(
@@ -34,7 +35,8 @@ def write_grid(
     same columns, moving).
 
     Args:
-        model: the whole model, sampled as its defaults say, in the size of the clips.
+        model: the whole model, sampled as its defaults say, in the size of the clips; its parameters' type is the
+            type to compute in.
         clips: a batch with what the task is asked by: ``video`` uint8 [b t h w 3], and ``caption`` for texts.
         path: without a suffix.
         motion_buckets: 1..255.
@@ -47,7 +49,9 @@ def write_grid(
     """
     video = from_uint8(np.asarray(clips["video"]))
     defaults = dataclasses.replace(model.config.defaults, height=video.shape[2], width=video.shape[3])
-    pipeline = Pipeline(model, Settings(defaults=defaults, seed=0, per_device=AT_ONCE))
+    pixels = defaults.frames * defaults.height * defaults.width
+    per_device = min(MOST_VIDEOS, max(1, MOST_PIXELS // pixels))
+    pipeline = Pipeline(model, Settings(defaults=defaults, seed=0, per_device=per_device))
     request = pipeline.request(**pipeline.task.inputs_from_batch({**clips, "video": video}))
     if "motion_bucket" in dict(model.config.scalars):
         request = jax.tree.map(lambda x: np.repeat(x, len(motion_buckets), axis=0), request)

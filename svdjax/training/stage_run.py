@@ -157,18 +157,19 @@ class StageRun:
 
     def _save(self, checkpoints: Checkpoints, guard: on.Guard, log: MetricsLog, state: TrainState) -> None:
         guard.check()
+        step = int(state.step)
         checkpoints.save(
             state,
-            position=self._position(int(state.step)),
+            position=self._position(step),
             config=self.config.to_json(),
-            loss=log.newest.get("val_loss"),
+            loss=log.measured("val_loss", step),
         )
 
     def _averaged(self, ema: Mapping[str, Array]) -> Model:
         return replace(self.model, params={**ema, **self.rest})
 
     def _write_grid(self, ema: Mapping[str, Array], path: Path) -> None:
-        whole = self._averaged(ema).whole()
+        whole = self._averaged(ema).whole(self.stage.compute_dtype)
         if processes.is_main():
             write_grid(whole, grid_clips(self.clips), path)
         processes.barrier("samples written")

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
 from svdjax.conversion.source import load_model
 from svdjax.models.params import flat_params
@@ -103,6 +105,9 @@ def test_two_processes_train_a_unet_as_one_does(root):
         finish(start(root, name, processes=processes, stage="unet", steps=2))
     one, two = (losses(root, name, "unet") for name in ("unet-one", "unet-two"))
     assert list(one) == [1, 2] and two == pytest.approx(one, rel=1e-5)
+    # The samples are process 0's, on its own devices.
+    with Image.open(root / "unet-one/samples.png") as of_one, Image.open(root / "unet-two/samples.png") as of_two:
+        np.testing.assert_allclose(np.asarray(of_two), np.asarray(of_one), atol=2)
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step_and_both_go_on(root):

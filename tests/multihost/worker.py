@@ -63,14 +63,13 @@ FAULTS = {"late": late, "stop": stop}
 
 
 def main(root: str, name: str, stage: str, steps: str, count: str, fault: str = "") -> int:
-    """As ``svdjax train`` does, but for what takes long: compiling the initialisers and the sampler."""
+    """As ``svdjax train`` does, but for what takes long: compiling the initialisers."""
     if count != "1":
         processes.start()
     tiny = config(Path(root), name, stage, int(steps))
     module = sys.modules["svdjax.training.run"]
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(module, "drawn", random_start))
-        patches.enter_context(mock.patch.object(module, "write_grid", lambda *_: []))
         if fault and jax.process_index() == 1:
             patches.enter_context(FAULTS[fault](getattr(tiny, stage)))
         with processes.explain_loss():

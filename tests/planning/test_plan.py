@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import re
+import sys
 
+import jax
 import pytest
 
 from svdjax.cli import main
@@ -127,6 +129,18 @@ def test_an_outline_comes_instead_of_something_else(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plan", "configs/demo.py", "--outline", "--sampling"])
     assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
+def test_the_estimate_counts_every_part_of_a_batch(tmp_path, monkeypatch):
+    config = tiny_run(tmp_path)
+    stage = dataclasses.replace(config.vae, batch=8, accumulate=4)
+
+    def make_plan(step, arguments, outline, *, turns):
+        raise UserError(f"{turns} turns")
+
+    monkeypatch.setattr(sys.modules["svdjax.planning.training"], "make_plan", make_plan)
+    with pytest.raises(UserError, match="^4 turns"):
+        plan_training(config, stage, make_mesh(config.mesh, jax.devices()[:1]), "v5e:1")
 
 
 @pytest.mark.slow

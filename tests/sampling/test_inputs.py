@@ -151,16 +151,32 @@ def test_a_grid_of_a_text_model_asks_for_the_captions_of_its_clips(tmp_path):
     asked = []
 
     def videos(self, request):
-        asked.append(request)
+        asked.append((request, self.settings.per_device))
         return iter(np.zeros((len(request.tokens), 2, 16, 8, 3), np.uint8))
 
     clips = {"video": np.zeros((2, 3, 16, 8, 3), np.uint8), "caption": PROMPTS}
     with mock.patch.object(Pipeline, "videos", videos):
         written = write_grid(abstract(SVD, VIDEO), clips, tmp_path / "grid", motion_buckets=(1.0, 64.0, 255.0))
-    np.testing.assert_array_equal(asked[0].tokens, np.repeat(tokenize(PROMPTS, context_length=12), 3, axis=0))
-    np.testing.assert_array_equal(asked[0].motion_bucket, [1, 64, 255, 1, 64, 255])
+    request, per_device = asked[0]
+    np.testing.assert_array_equal(request.tokens, np.repeat(tokenize(PROMPTS, context_length=12), 3, axis=0))
+    np.testing.assert_array_equal(request.motion_bucket, [1, 64, 255, 1, 64, 255])
+    assert per_device == 16
     with Image.open(written[0]) as grid:
         assert grid.size == (4 * 8, 2 * 16)
+
+
+def test_a_grid_of_large_videos_is_made_one_by_one(tmp_path):
+    """Of SVD-XT's a device holds one, not the 20 of a grid."""
+    asked = []
+
+    def videos(self, request):
+        asked.append(self.settings.per_device)
+        return iter(np.zeros((2, 2, 16, 8, 3), np.uint8))
+
+    clips = {"video": np.zeros((2, 2, 16, 8, 3), np.uint8), "caption": PROMPTS}
+    with mock.patch.object(Pipeline, "videos", videos), mock.patch("svdjax.training.samples.MOST_PIXELS", 300):
+        write_grid(abstract(SVD, VIDEO), clips, tmp_path / "grid", motion_buckets=(1.0,))
+    assert asked == [1]
 
 
 def test_the_command_paints_pictures_with_their_prompts_inside(picture_checkpoint, tmp_path, capsys):

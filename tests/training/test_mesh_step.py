@@ -35,7 +35,9 @@ def one_step(stage, devices, **sizes):
     batch = {"video": rng.integers(0, 255, (8, 2, 16, 16, 3), np.uint8)}
     batch |= {"fps": np.full(8, 7.0, np.float32), "motion_bucket": np.arange(1, 9, dtype=np.float32)}
     for _ in range(2):
+        before = state
         state, metrics = step(state, frozen, place_whole(batch, mesh))
+        assert all(value.is_deleted() for value in before.params.values())  # their memory is the new ones'
     assert state.ema.keys() == params.keys()
     return {name: np.asarray(value) for name, value in metrics.items()}, jax.tree.map(gather, state)
 

@@ -91,6 +91,15 @@ def test_only_log_steps_wait_for_the_device(tmp_path, monkeypatch):
     assert rows[1][1]["rate"] == pytest.approx(float(learning_rate(stage.optim, stage.steps)(3)))
 
 
+def test_a_checkpoint_is_judged_by_the_loss_of_its_own_step(tmp_path):
+    log = MetricsLog(tiny_run(tmp_path).unet, [])
+    log.write(4, {"val_loss": 0.5})
+    log.write(6, {"loss": 1.0})
+    assert log.measured("val_loss", 4) == 0.5
+    assert log.measured("val_loss", 6) is None and log.measured("loss", 6) == 1.0
+    assert log.measured("nothing", 6) is None
+
+
 def test_a_stage_that_never_logs_keeps_nothing(tmp_path):
     assert logged(tmp_path, [moment(1), moment(2, last=True)], every=0) == []
 

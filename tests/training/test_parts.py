@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from svdjax.errors import UserError
@@ -45,6 +47,19 @@ def test_only_kernels_decay():
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     assert float(updates["kernel"][0, 0]) == pytest.approx(-0.5)
     assert float(updates["bias"][0]) == 0
+
+
+def test_the_mean_of_gradients_may_be_kept_in_half_the_bytes():
+    params = {"kernel": jnp.ones((2, 2))}
+    grads = {"kernel": jnp.full((2, 2), 0.3)}
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(OptimConfig(rate=1.0, warmup=0, moment_dtype=dtype), 10)
+        updates, state = optimizer.update(grads, optimizer.init(params), params)
+        adam = optax.tree.get(state, "mu")["kernel"], optax.tree.get(state, "nu")["kernel"]
+        assert [moment.dtype for moment in adam] == [dtype, "float32"]
+        found[dtype] = float(updates["kernel"][0, 0])
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +145,20 @@ def test_the_loop_stops_after_the_step_in_which_it_is_asked_to(still):
     assert int(state.step) == 2
 
 
+def test_nothing_goes_to_the_device_by_accident(still):
+    @jax.jit
+    def step(state, frozen, batch):
+        return dataclasses.replace(state, step=state.step + jnp.sum(batch["one"])), {}
+
+    def steps(place):
+        batches = iter([{"one": np.ones(1, np.int32)}])
+        return train(still, {}, batches, train_step=step, place=place, steps=1, hooks=[])
+
+    assert int(steps(jax.device_put).step) == 1
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        steps(lambda batch: batch)
+
+
 def test_options_lie_over_the_file():
     config = load_config(["--unet.steps", "7", "--unet.optim.rate", "0.5"], default=DEMO)
     assert (config.unet.steps, config.unet.optim.rate) == (7, 0.5)
@@ -152,6 +181,8 @@ def test_quick_is_a_twentieth():
             "clips 64 pixels wide do not divide at every level: make the width a multiple of 128",
         ),
         (["--data.sampling.captions"], "no stage of this run reads captions"),
+        (["--out", "gs://bucket/run"], "--out gs:/bucket/run: is an address, not a path: mount it"),
+        (["--data.train", "s3://bucket/clips"], "--data.train s3:/bucket/clips: is an address"),
     ],
 )
 def test_impossible_values_are_refused_at_once(options, message):

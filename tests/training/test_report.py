@@ -94,6 +94,13 @@ def test_the_page_shows_curves_samples_stages_hardware_and_settings(page):
     assert {"unet.optim.rate", "0.001", "a <run>"} <= set(page.texts)
 
 
+def test_a_stage_that_left_a_lora_is_finished(directory):
+    (directory / "unet/lora.safetensors").touch()
+    run(Report(run=directory))
+    texts = Page((directory / "report.html").read_text()).texts
+    assert "40" in texts and "40 (not finished)" not in texts
+
+
 def test_samples_are_spread_over_the_run(page):
     steps = [text for text in page.texts if text.startswith("step ") and text[5:].isdigit()]
     assert len(steps) == MOST_SAMPLES == page.tags.count("video")
