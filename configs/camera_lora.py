@@ -7,7 +7,7 @@ Use:       svdjax sample PHOTO --checkpoint svd.safetensors --lora runs/camera_h
 Over time: --unet.lora.targets "unet.*.temporal.attn1.*" adapts the attention over frames alone: 1.6 M parameters.
 Hardware:  parameters, moments and average of the LoRA take 53 MB in float32. The frozen model takes 9.1 GB, in
            float32 as it was read and in bfloat16 to compute with, divided over the chips; beside them are the
-           activations. `svdjax plan configs/camera_lora.py` says which slices hold it.
+           activations. docs/tpu_plans.md says which slices hold it.
 Expected:  the loss hardly falls; judge samples with and without the LoRA. Not run by us at full size.
 Paper:     rank 16, in the temporal attention blocks, 5,000 steps, three sets of clips by the camera's motion:
            horizontal, zoom and static; from the image-to-video model.

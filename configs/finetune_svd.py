@@ -6,7 +6,7 @@ SVD-XT:    --init-from svd_xt.safetensors --data.sampling.frames 25 --model.defa
 Smaller:   --data.sampling.size 320 576 --model.defaults.height 320 --model.defaults.width 576 --unet.sigma.mean 0.7
 Images:    --unet.image-share 0.2 takes the frames of every fifth clip as images, without the temporal layers.
 Hardware:  24 GB of parameters, moments and EMA beside activations: several chips for full training;
-           `svdjax plan configs/finetune_svd.py` says which.
+           docs/tpu_plans.md says which (the row of svd).
 Expected:  the loss of a released model hardly falls; judge samples. Motion that fades as training goes on is a
            known failing of finetunes that train on other conditions than they sample with. Not run by us at full
            size.

@@ -1,8 +1,7 @@
 """Frame interpolation: three frames between two, so a clip at four times its rate, 576x1024.
 
 Command:   svdjax train configs/frame_interpolation.py --init.image-encoder svd.safetensors
-Hardware:  as stage 2b, with a third of the frames; `svdjax plan configs/frame_interpolation.py` says which slices
-           hold it.
+Hardware:  as stage 2b, with a third of the frames; docs/tpu_plans.md says which slices hold it.
 Expected:  before the first step the network ignores the given frames: their input is there, with weights of zero.
            Not run by us at full size.
 Paper:     section 4.4 and appendix D: the first and the last of 5 frames are given, a learned latent stands for the

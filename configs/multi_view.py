@@ -1,7 +1,7 @@
 """SVD-MV: views all around an object from one picture of it, 21 of 576x576, from SVD-XT.
 
 Command:   svdjax train configs/multi_view.py --init-from svd_xt.safetensors --data.train DIR --data.validation DIR
-Hardware:  the paper: 8 A100 of 80 GB for 16 hours. `svdjax plan configs/multi_view.py` says which slices hold it.
+Hardware:  the paper: 8 A100 of 80 GB for 16 hours. docs/tpu_plans.md says which slices hold it.
 Expected:  PSNR 16.83, LPIPS 0.14, CLIP-S 0.89 on 50 objects of GSO. Not run by us at full size.
 Paper:     start from the 25-frame model, 12,000 steps, batch 16, 1e-5, elevation as a further scalar (section 4.5).
 Ours:      elevation in degrees, embedded as the other scalars are; its inputs of the scalars' MLP start at zero.

@@ -2,7 +2,7 @@
 
 Command:   svdjax train configs/sv3d.py --init-from sv3d_u.safetensors --data.train DIR --data.validation DIR
 Finetune:  --init-from sv3d_p.safetensors --init.widened
-Hardware:  the paper: 4 nodes of 8 A100 of 80 GB. `svdjax plan configs/sv3d.py` says which slices hold it.
+Hardware:  the paper: 4 nodes of 8 A100 of 80 GB. docs/tpu_plans.md says which slices hold it.
 Expected:  PSNR 21.26 on static orbits of 300 objects of GSO. Not run by us at full size.
 Paper:     50,000 steps after 55,000 without poses, batch 64, 21 views of 576x576.
 Ours:      rate 1e-5 and everything else as in configs/multi_view.py; polar angle and azimuth start with weights of

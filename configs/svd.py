@@ -2,7 +2,7 @@
 
 Command:   svdjax train configs/svd.py
 Hardware:  1.52 B parameters with AdamW and EMA in float32: 24 GB, divided over the chips, beside the activations of
-           9,216 tokens a frame. `svdjax plan configs/svd.py` says which slices hold it.
+           9,216 tokens a frame. docs/tpu_plans.md says which slices hold it.
 Expected:  with noise around sigma 2.7 the loss says little; judge samples. The paper's authors chose their
            checkpoint by eye, too. Not run by us at full size.
 Paper:     start from the base model, 50,000 steps, batch 768, 3e-5, ln(sigma) ~ N(1, 1.6^2), EMA 0.9999, noise on

@@ -1,7 +1,7 @@
 """Stage 3, long: SVD-XT, image to video, 25 frames of 576x1024.
 
 Command:   svdjax train configs/svd_xt.py
-Hardware:  as SVD, with 1.8 times the activations; `svdjax plan configs/svd_xt.py` says which slices hold it.
+Hardware:  as SVD, with 1.8 times the activations; docs/tpu_plans.md says which slices hold it.
 Expected:  as SVD. Not run by us at full size.
 Paper:     50,000 steps, batch 768, 3e-5, ln(sigma) ~ N(1, 1.6^2), EMA 0.9999. The paper has it start where the
            model of 14 frames starts, its model card from that model.

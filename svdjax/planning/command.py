@@ -91,7 +91,7 @@ def _report(plans: Iterable[Outline], file: Path | None, console: Console) -> in
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="svdjax plan", description=__doc__, add_help=False, allow_abbrev=False)
-    parser.add_argument("--topology", default="v5e:4x4", help="a slice, e.g. v5e:1, v5e:4x4, v5p:4x4x4")
+    parser.add_argument("--topology", default="v5e:4x4", help="e.g. v5e:1, v5e:4x4; 2xv5e:4x4: two slices")
     parser.add_argument("--stage", help="of the configuration; by default its last one")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(

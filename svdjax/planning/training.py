@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from rich.table import Table
 
 from svdjax.models.params import flat_params
@@ -73,10 +73,11 @@ def _step(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[_Arguments, jax.
     rest = {path: x for path, x in flat_params(model).items() if path not in params}
     where, dtype = param_shardings(rest, mesh), jnp.dtype(stage.compute_dtype)
     frozen = {path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=where[path]) for path, x in rest.items()}
-    rows = NamedSharding(mesh, PartitionSpec(BatchLayout(mesh, stage.batch).axes))
-    clip = _clip(config, stage)
+    layout = BatchLayout(mesh, stage.batch)
+    clip = {name: ((stage.batch, *x.shape[1:]), x.dtype) for name, x in _clip(config, stage).items()}
     batch = {
-        name: jax.ShapeDtypeStruct((stage.batch, *x.shape[1:]), x.dtype, sharding=rows) for name, x in clip.items()
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(shape))
+        for name, (shape, dtype) in clip.items()
     }
     step = make_train_step(stage, model, optimizer, config.seed, placed)
     return (jax.tree.map(_at, state, placed), frozen, batch), step

@@ -90,6 +90,7 @@ class BatchLayout:
     """Which rows of a global batch this process loads, and how they become global arrays.
 
     A batch that does not divide over the devices is kept by several of them whole, and they do the same work twice.
+    Devices that share a video hold columns of it.
     """
 
     mesh: Mesh
@@ -112,12 +113,13 @@ class BatchLayout:
     @property
     def rows(self) -> list[int]:
         """Numbers of the rows that the devices of this process need, ascending."""
-        indices = self._sharding.addressable_devices_indices_map((self.size,)).values()
+        indices = self.sharding((self.size,)).addressable_devices_indices_map((self.size,)).values()
         return sorted({row for (rows,) in indices for row in range(self.size)[rows]})
 
-    @property
-    def _sharding(self) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(self.axes))
+    def sharding(self, shape: Sequence[int]) -> NamedSharding:
+        """Where an array of the batch lies: rows over :attr:`axes`, and of [b t h w c] the columns over context."""
+        shared = len(shape) == 5 and shape[3] % self.mesh.shape["context"] == 0
+        return NamedSharding(self.mesh, PartitionSpec(self.axes, *([None, None, "context"] if shared else [])))
 
     def place(self, batch: Mapping[str, ndarray]) -> dict[str, jax.Array]:
         """Global arrays of this process's rows, as listed in :attr:`rows`."""
@@ -126,9 +128,10 @@ class BatchLayout:
         def globally(values: ndarray) -> jax.Array:
             def part(index: tuple[slice, ...]) -> ndarray:
                 rows = range(self.size)[index[0]]
-                return values[position[rows[0]] : position[rows[0]] + len(rows)]
+                return values[position[rows[0]] : position[rows[0]] + len(rows), *index[1:]]
 
-            return jax.make_array_from_callback((self.size, *values.shape[1:]), self._sharding, part)
+            shape = (self.size, *values.shape[1:])
+            return jax.make_array_from_callback(shape, self.sharding(shape), part)
 
         return {key: globally(values) for key, values in batch.items()}
 

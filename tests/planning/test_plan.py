@@ -13,7 +13,7 @@ from svdjax.errors import UserError
 from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
 from svdjax.planning.buffers import NoRoom, Placement, gib_in, place, reason
-from svdjax.planning.chips import CHIPS, topology_devices
+from svdjax.planning.chips import CHIPS, chip_of, topology_devices
 from svdjax.planning.collectives import Collective, collectives_of
 from svdjax.planning.plan import GIB, WORKING, Plan, out_of_memory, table
 from svdjax.planning.sampling import plan_sampling
@@ -139,7 +139,7 @@ def test_the_estimate_counts_every_part_of_a_batch(tmp_path, monkeypatch):
         raise UserError(f"{turns} turns")
 
     monkeypatch.setattr(sys.modules["svdjax.planning.training"], "make_plan", make_plan)
-    with pytest.raises(UserError, match="^4 turns"):
+    with pytest.raises(UserError, match=r"^4 turns"):
         plan_training(config, stage, make_mesh(config.mesh, jax.devices()[:1]), "v5e:1")
 
 
@@ -259,6 +259,17 @@ def test_sampling_compiles_for_one_chip_that_holds_the_whole_model(tmp_path):
 class _Shape:
     shape: tuple
     dtype: str
+
+
+def test_between_slices_lie_copies_of_the_model_alone():
+    """What is cut over fsdp and context stays within a slice, whose links are fast; data spans the slices."""
+    assert chip_of("2xv5e:2x2") == CHIPS["v5e"]
+    mesh = make_mesh(MeshConfig(context=2), topology_devices("2xv5e:2x2"))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2}
+    slices = [{device.slice_index for device in copy.flat} for copy in mesh.devices]
+    assert slices == [{0}, {1}]
+    with pytest.raises(UserError, match="2xv5e:7x7: libtpu knows no such slice"):
+        topology_devices("2xv5e:7x7")
 
 
 def test_a_topology_needs_libtpu(monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 
 from tests.resume.kill_loop import killed_run, run_to_the_end
 
-# Each takes some ten seconds, to start and trace again; SVDJAX_KILLS=20 is for a run by hand.
-KILLS = int(os.environ.get("SVDJAX_KILLS", 6))
+# Each takes some ten seconds, to start and trace again.
+KILLS = int(os.environ.get("SVDJAX_KILLS", 20))
 
 
 def rows(path: Path) -> list:
@@ -26,7 +26,7 @@ def trained_on(out: Path) -> dict[tuple[str, int], set[str]]:
 
 def measured(out: Path, stage: str) -> dict[int, set[str]]:
     """Everything but the times that was logged of each step, every time it was made."""
-    times = {"time", "steps_per_second", "clips_per_second", "data_wait", "mfu", "hbm"}
+    times = {"time", "steps_per_second", "clips_per_second", "data_wait", "mfu", "memory_gib", "memory_peak_gib"}
     logged: dict[int, set[str]] = {}
     for row in rows(out / stage / "metrics.jsonl"):
         kept = {name: value for name, value in row.items() if name not in times}

@@ -103,6 +103,16 @@ def test_a_batch_lies_on_as_many_devices_as_divide_it(size, parts):
     assert placed.addressable_data(0).shape == (size // parts, 3)
 
 
+@pytest.mark.parametrize(("width", "columns"), [(16, 4), (10, 10)])
+def test_devices_that_share_a_video_hold_its_columns(width, columns):
+    layout = BatchLayout(mesh_of(fsdp=2, context=4), 2)
+    video = np.arange(2 * 3 * 4 * width * 3).reshape(2, 3, 4, width, 3)
+    placed = layout.place({"video": video, "fps": np.ones(2)})
+    assert placed["video"].addressable_data(0).shape == (1, 3, 4, columns, 3)
+    assert placed["fps"].addressable_data(0).shape == (1,)
+    assert np.array_equal(gather(placed["video"]), video)
+
+
 def test_what_is_placed_is_gathered_whole():
     mesh = mesh_of()
     values = {"kernel": np.random.default_rng(0).normal(size=(128, 256)).astype(np.float32)}
