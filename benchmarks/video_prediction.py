@@ -1,6 +1,6 @@
 """Video prediction, measured: how near are the frames that follow to the true ones, and what if nothing moved on?
 
-Command: python -m benchmarks.video_prediction [CHECKPOINT]   (the bundled one by default; needs ".[measure]")
+Command: python -m benchmarks.video_prediction CHECKPOINT   (of configs/demo_known_frames.py; needs ".[measure]")
 
 The first 4 of 8 frames of clips of the built-in world are given, clips that no training run draws (seed 2). Prints
 one JSON object with the PSNR in dB of each of the other 4 frames against the true ones, in the half of the clips in
@@ -96,7 +96,7 @@ def row(found: dict[str, Any]) -> tuple[str, str]:
 def main() -> None:
     """Print the figures of a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED[0])
+    parser.add_argument("checkpoint", type=Path)
     print(json.dumps(measure(parser.parse_args().checkpoint), indent=1))
 
 

@@ -1,14 +1,30 @@
-"""Generated views against the true ones, as on GSO (arXiv 2311.15127, section 4.5): CLIP similarity.
+"""Generated views against the true ones, as on GSO (arXiv 2311.15127, section 4.5): LPIPS and CLIP similarity.
 
-The paper's protocol: 50 objects of Google Scanned Objects, 21 views of each, 576x576 pixels; every metric, also
-`reconstruction.psnr` and `ssim`, is taken of a generated view and its true one, and averaged over all of them.
+The paper's protocol: 50 objects of Google Scanned Objects, 21 views of each, 576x576 pixels; each of its three
+metrics, the third being `reconstruction.psnr`, is taken of a generated view and its true one, and averaged over all
+of them.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+from flax import nnx
 
+from svdjax.data.pipeline import to_unit
+from svdjax.models.lpips import LPIPS
 from svdjax.typing import Array, Float, UInt8, ndarray
+
+
+def lpips(
+    made: UInt8[ndarray, "n t h w 3"], true: UInt8[ndarray, "n t h w 3"], network: LPIPS
+) -> Float[ndarray, "n t"]:
+    """LPIPS between each view and its true one: 0 for equal ones.
+
+    Args:
+        network: with weights of the published package, see `conversion.lpips.read_lpips`.
+    """
+    distance = nnx.jit(lambda network, a, b: network(to_unit(a), to_unit(b)))
+    return np.stack([np.asarray(distance(network, *pair)) for pair in zip(made, true, strict=True)])
 
 
 def clip_similarity(

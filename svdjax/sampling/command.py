@@ -13,6 +13,8 @@ from svdjax.conversion.checkpoint import Options
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.video import check_replaceable, write_video
 from svdjax.errors import UserError
+from svdjax.models.svd import SVDConfig
+from svdjax.models.tokenizer import encode
 from svdjax.progress import step_bar
 from svdjax.sampling.bundled import bundled_checkpoint
 from svdjax.sampling.inputs import reader_of
@@ -75,6 +77,9 @@ def run(args: Sample) -> list[Path]:
         size = f"{defaults.height}x{defaults.width}"
         console.print(f"[yellow]{size} is no multiple of {config.size_multiple}: padded, then cropped back")
     given = reader.read(dataclasses.replace(args, photos=args.photos or reader.photos), defaults)
+    for prompt in given.inputs.get("prompts", ()):
+        if notice := cut_prompt(prompt, config):
+            console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     request = task_of(config).request(defaults, **given.inputs)
     rows = given.rows(args.num_videos)
     request = jax.tree.map(lambda x: x[rows], request)
@@ -98,6 +103,12 @@ def run(args: Sample) -> list[Path]:
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in pipeline.timings.seconds.items())
     console.print(f"{len(paths)} video(s): {stages} (compilation included)")
     return paths
+
+
+def cut_prompt(prompt: str, config: SVDConfig) -> str:
+    """What a model does not read of a prompt, as a line; empty if it reads all of it."""
+    most, count = config.text_encoder.context_length - 2, len(encode(prompt))  # two are the start and the end
+    return f'the model reads the first {most} of {count} tokens of "{prompt}"' if count > most else ""
 
 
 def _flat(settings: Settings) -> dict[str, object]:

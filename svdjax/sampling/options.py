@@ -50,7 +50,8 @@ class Sample:
         sampler: how the noise is integrated away.
         schedule: through which noise levels; leading and trailing are
             those of SD 2.1.
-        guidance: scale at the first and at the last frame.
+        guidance: scale at the first and at the last frame (SV3D: at the given and at the opposite view; text to
+            video and SD 2.1: twice the same).
         fps: frames per second, to condition on and to play at.
         motion_bucket: 1 (still) to 255 (most motion).
         noise_aug: noise on the photo before the encoder; more lets the video depart from it.
@@ -105,12 +106,16 @@ class Sample:
 
 
 def overlap_of(args: Sample, frames: int) -> int:
-    """Frames that a window of so many shares with what is before it; a quarter of them if nobody says.
+    """Frames that a window of so many shares with what is before it.
+
+    If nobody says, a quarter of them where they are known frames of the model; else one, the picture that it goes
+    on from (docs/frame_interpolation.md has the seams of both).
 
     Raises:
         UserError: there would be none, or no new one.
     """
-    overlap = max(1, frames // 4) if args.overlap is None else args.overlap
+    usual = max(1, frames // 4) if args.task == "video_prediction" else 1
+    overlap = usual if args.overlap is None else args.overlap
     if not 1 <= overlap < frames:
         raise UserError(f"--overlap {overlap}: of {frames} frames, give at least 1 and at most {frames - 1}")
     return overlap
@@ -148,8 +153,11 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
         raise UserError(f"--motion-bucket {values.motion_bucket}: must be from 0 to 255 (127 is usual)")
     if not 0 <= args.seed < 2**63:
         raise UserError(f"--seed {args.seed}: must be from 0 to 2^63 - 1")
-    if not all(np.isfinite(values.guidance)):
-        raise UserError(f"--guidance {values.guidance}: must be two numbers")
+    first, last = values.guidance
+    if not (np.isfinite(first) and np.isfinite(last)):
+        raise UserError(f"--guidance {first} {last}: must be two numbers")
+    if values.guidance_shape == "constant" and first != last:
+        raise UserError(f"--guidance {first} {last}: this model's is the same for all frames: give {last} {last}")
     return Settings(
         defaults=values,
         sampler=args.sampler,

@@ -1,9 +1,13 @@
 """Metrics of views, against their definitions."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svdjax.evaluation.multi_view import clip_similarity
+from svdjax.evaluation.multi_view import clip_similarity, lpips
+from svdjax.models.lpips import LPIPS, LPIPSConfig
+from svdjax.sampling.images import from_uint8
+from tests.weights import random_model
 
 
 @pytest.fixture(scope="module")
@@ -11,6 +15,15 @@ def views():
     """Two objects of three views, and others."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (2, 3, 24, 20, 3), np.uint8) for _ in range(2)]
+
+
+def test_lpips_is_of_each_view_in_the_range_that_the_network_takes(views):
+    network = random_model(LPIPS, LPIPSConfig(blocks=((8,), (8,))))
+    made, true = views
+    found = lpips(made, true, network)
+    wanted = network(jnp.asarray(from_uint8(made[1])), jnp.asarray(from_uint8(true[1])))
+    assert found.shape == (2, 3) and found[1] == pytest.approx(np.asarray(wanted), rel=1e-4)
+    assert lpips(made, made, network) == pytest.approx(np.zeros((2, 3))) and (found > 0).all()
 
 
 def test_clip_similarity_is_the_cosine(views):

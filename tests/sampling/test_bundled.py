@@ -59,6 +59,15 @@ def test_every_bundled_checkpoint_does_what_it_is_taken_for():
             assert open_checkpoint(path).config.task in READERS[name].models
 
 
+def test_everything_that_the_readme_promises_is_there_and_small():
+    names = {
+        *("demo", "demo_camera", "demo_frame_interpolation", "demo_multi_view", "demo_text_to_video"),
+        *("lora_pan_right",),
+    }
+    sizes = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
+    assert sizes.keys() == names and sum(sizes.values()) <= 40e6
+
+
 @pytest.mark.parametrize(
     ("asked", "name"),
     [

@@ -231,6 +231,15 @@ def test_the_released_models_want_multiples_of_64():
     assert SVDConfig.svd().size_multiple == 64
 
 
+def test_guidance_that_is_the_same_for_all_frames_takes_no_second_scale():
+    constant = dataclasses.replace(DEFAULTS, guidance=(3.0, 3.0), guidance_shape="constant")
+    assert resolve(Sample(guidance=(2.0, 2.0)), constant).defaults.guidance == (2.0, 2.0)
+    with pytest.raises(
+        UserError, match=r"--guidance 3\.0 7\.0: this model's is the same for all frames: give 7\.0 7\.0"
+    ):
+        resolve(Sample(guidance=(3.0, 7.0)), constant)
+
+
 def test_guidance_follows_the_defaults():
     scales = guidance_of(SVDConfig.svd_xt().defaults).scales(25)
     np.testing.assert_allclose(scales[[0, 1, 24]], [1.5, 1.5625, 3.0])

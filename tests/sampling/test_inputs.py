@@ -20,6 +20,7 @@ from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.tokenizer import tokenize
 from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
+from svdjax.sampling.command import cut_prompt
 from svdjax.sampling.inputs import READERS, reader_of
 from svdjax.sampling.inputs.prompts import name_of, read
 from svdjax.sampling.options import Sample
@@ -133,6 +134,12 @@ def test_any_prompt_makes_a_short_file_name():
     assert name_of("../../etc: Passwd?") == "etc-passwd"
     assert name_of("¡¿?!") == "no-words"
     assert len(name_of("word " * 100)) <= 60
+
+
+def test_a_prompt_that_is_too_long_is_said_to_be_cut():
+    assert cut_prompt("a dog runs", VIDEO) == ""
+    long = "one two three four five six seven eight nine ten eleven"
+    assert cut_prompt(long, VIDEO) == f'the model reads the first 10 of 11 tokens of "{long}"'
 
 
 @pytest.mark.slow

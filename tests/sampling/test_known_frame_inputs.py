@@ -121,7 +121,9 @@ def test_unusable_input_is_named(folder, task, options, says):
 
 
 def test_a_window_shares_a_quarter_of_its_frames_unless_told():
-    assert [overlap_of(Sample(), frames) for frames in (2, 5, 14, 25)] == [1, 1, 3, 6]
+    ahead = Sample(task="video_prediction")
+    assert [overlap_of(ahead, frames) for frames in (2, 5, 14, 25)] == [1, 1, 3, 6]
+    assert overlap_of(Sample(), 25) == 1
     assert overlap_of(Sample(overlap=4), 5) == 4
 
 

@@ -14,7 +14,7 @@ from svdjax.conversion.checkpoint import shapes_of
 from svdjax.conversion.native import save_native
 from svdjax.conversion.safetensors_file import write_safetensors
 from svdjax.conversion.sgm import write_sgm
-from svdjax.conversion.source import open_checkpoint
+from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.errors import UserError
 from svdjax.models.clip_text import CLIPTextConfig
 from svdjax.models.clip_vision import CLIPVisionConfig
@@ -196,6 +196,49 @@ def test_multi_view_starts_as_the_video_model_whatever_the_elevation(released):
     assert all(np.array_equal(start.loaded[path], old[path]) for path in old if path != wide)
     np.testing.assert_array_equal(start.loaded[wide][:24], old[wide])
     assert start.loaded[wide].shape[0] == 32 and not start.loaded[wide][24:].any()
+
+
+def test_text_to_video_loads_the_pretrained_model(chain, tmp_path):
+    before = chain["video_320x576"][1]
+    save_native(before, tmp_path / "before.safetensors")
+    start, after, _ = start_of(tiny_recipe("text_to_video_576x1024", tmp_path / "before.safetensors"))
+    assert start.new == ()
+    assert_all_loaded(before, after)
+
+
+def test_a_lora_is_trained_on_all_of_the_released_model(released):
+    start, after, _ = start_of(tiny_recipe("camera_lora", released))
+    assert start.new == ()
+    assert_all_loaded(load_model(released), after)
+
+
+def test_the_path_of_the_camera_is_new_to_sv3d_u_and_counts_nothing_at_first(tmp_path):
+    path, kernel = tmp_path / "sv3d_u.safetensors", "unet.vector_embed.linear1.kernel"
+    before = random_model(SVD, tiny(SVDConfig.sv3d_u()), seed=2)
+    save_native(before, path)
+    start, after, _ = start_of(tiny_recipe("sv3d", path))
+    old, new = flat_params(before), flat_params(after)
+    assert start.new == () and old.keys() == new.keys()
+    assert all(jnp.array_equal(old[name], new[name]) for name in old if name != kernel)
+    rows = len(old[kernel])
+    assert len(new[kernel]) > rows and sum(bool(jnp.any(row)) for row in new[kernel]) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [
+        ("demo_camera", {"unet.down.1.attn", "unet.up.1.attn"}),
+        ("demo_camera_lora", set()),
+        ("demo_frame_interpolation", {"missing_frame"}),
+        ("demo_known_frames", set()),
+        ("demo_multi_view", set()),
+    ],
+)
+def test_demos_start_from_the_bundled_files_as_they_declare(name, new):
+    config = load_config([str(CONFIGS / f"{name}.py")], default=CONFIGS / "demo.py")
+    start = initial(config, Console(file=io.StringIO()))
+    assert start.loaded.keys() | set(start.new) == flat_params(shapes_of(config.model)).keys()
+    assert {".".join(path.split(".")[:4]) for path in start.new} == new
 
 
 def test_scalars_are_matched_by_name():

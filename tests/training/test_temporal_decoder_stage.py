@@ -1,6 +1,7 @@
 """The decoder and its discriminator learn from their own losses, and only the decoder is left at the end."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from svdjax.conversion.native import save_native
 from svdjax.conversion.source import open_checkpoint, read_arrays
 from svdjax.models.discriminator import DiscriminatorConfig
+from svdjax.models.lpips import LPIPS, LPIPSConfig
 from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
 from svdjax.training import run
@@ -20,6 +22,7 @@ from svdjax.training.temporal_decoder_stage import TemporalDecoderStage, hinge
 from tests.training.tiny import MODEL, OPTIM, tiny_run
 from tests.weights import random_model
 
+module = sys.modules["svdjax.training.temporal_decoder_stage"]
 ADVERSARY = DiscriminatorConfig(channels=(8, 8), norm_groups=4)
 
 
@@ -73,6 +76,27 @@ def test_validation_is_without_the_discriminator(model, videos):
     loss, metrics = stage().for_validation().loss(model, batch, jax.random.key(0))
     plain, _ = stage().reconstruction(model.vae.decode(model.vae.encode(videos[1]).mode()), videos[1])
     assert set(metrics) == {"psnr"} and loss == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_perceptual_distance_is_added_by_its_weight_and_frozen(tmp_path, videos, monkeypatch):
+    small = LPIPSConfig(blocks=((8,), (8,)))
+    weights = {path: np.asarray(x) for path, x in flat_params(random_model(LPIPS, small)).items()}
+    monkeypatch.setattr(module, "LPIPSConfig", lambda: small)
+    monkeypatch.setattr(module, "read_lpips", lambda path: weights)
+    with_lpips = stage(perceptual=tmp_path / "lpips.safetensors", perceptual_weight=0.5, adversary_weight=0.0)
+    base = Model(MODEL, dict(flat_params(random_model(SVD, MODEL))))
+    begun = with_lpips.begin(base, seed=0, mesh=make_mesh(MeshConfig()))
+    batch, key = {"video": videos[1], "row": jnp.arange(2)}, jax.random.key(0)
+    loss, metrics = with_lpips.loss(begun.module, batch, key)
+    plain, _ = stage(adversary_weight=0.0).loss(begun.module, batch, key)
+    made = begun.module.vae.decode(begun.module.vae.encode(videos[1]).mode())
+    frames = (x.reshape(-1, 16, 16, 3) for x in (made, videos[1]))
+    distance = random_model(LPIPS, small)(*frames).mean()
+    assert metrics["lpips"] == pytest.approx(float(distance), rel=1e-3) and distance > 0
+    assert loss - plain == pytest.approx(0.5 * float(distance), rel=1e-3)
+    assert not any(with_lpips.trains(path) for path in begun.params if path.startswith("lpips."))
+    with_lpips.save(begun, tmp_path / "left.safetensors")
+    assert set(open_checkpoint(tmp_path / "left.safetensors").params) == set(base.params)
 
 
 @pytest.mark.slow
