@@ -1,12 +1,13 @@
 """Camera-motion LoRAs of the demo model, measured: does the camera move as the LoRA was trained to move it?
 
-Command: python -m benchmarks.camera_lora [--folder FOLDER | BASE PAN_RIGHT [STATIC [ZOOM_IN]]]  (".[measure]")
+Command: python -m benchmarks.camera_lora [--scale 1.5] [--motion-bucket 200] BASE PAN_RIGHT [STATIC [ZOOM_IN]]
+         python -m benchmarks.camera_lora [--folder FOLDER]        (needs ".[measure]")
 
-Animates pictures of the built-in world that no training run draws, and names the camera's motion in each sample
-with `svdjax.evaluation.camera`. Prints one JSON object: for each motion the share of samples that show it, with the
-LoRA and without, and how often the samples with it show each motion. A base checkpoint and LoRAs that are named are
-measured as they are; else LoRAs are trained by `configs/demo_camera_lora.py` into FOLDER (what is finished there is
-not trained again).
+Animates pictures of the base's world that no training run draws, and names the camera's motion in each sample with
+`svdjax.evaluation.camera`. Prints one JSON object: for each motion the share of samples that show it, with the LoRA
+and without; how often the samples show each motion, and how their ground moves on average. A base checkpoint and
+LoRAs that are named are measured as they are; else base and LoRAs are trained by `configs/demo_camera.py` and
+`configs/demo_camera_lora.py` into FOLDER (what is finished there is not trained again).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +26,7 @@ from benchmarks.demo import SEED, pipeline_of
 from benchmarks.runs import demo_run, trained
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model, open_checkpoint
-from svdjax.data.sprites import CAMERAS, World, draw_clips
+from svdjax.data.sprites import CAMERAS, draw_clips
 from svdjax.evaluation.camera import global_motion
 from svdjax.sampling.images import from_uint8
 from svdjax.sampling.loras import apply_loras
@@ -52,53 +54,52 @@ def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Pat
     return base, *(trained(dataclasses.replace(config, init_from=str(base))) for config in configs)
 
 
-def measure(base: Path, *loras: Path, samples: int = 64, **defaults: Any) -> dict[str, Any]:
+def measure(
+    base: Path, *loras: Path, samples: int = 64, scale: float = SCALE, bucket: float = BUCKET, **defaults: Any
+) -> dict[str, Any]:
     """Animate with each LoRA and without, and name what the camera does.
 
     Args:
         base: the checkpoint. loras: for the first ones of MOTIONS, in their order. samples: of each of them.
+        scale: of the LoRAs. bucket: of motion, for all samples.
         defaults: see `pipeline_of`.
     """
-    clips = draw_clips(World(frames=1), SEED, samples)
+    world = demo_run("demo_camera_lora", Path()).data.world
+    clips = draw_clips(dataclasses.replace(world, frames=1), SEED, samples)
     images = from_uint8(np.stack([clip.frames[0] for clip in clips]))
-    without = Counter(cameras(base, [], images, **defaults))
-    motions = {}
+    shown = partial(motions_of, base, images, motion_bucket=bucket, **defaults)
+    without, motions = shown([]), {}
     for motion, lora in zip(MOTIONS[: len(loras)], loras, strict=True):
-        found = Counter(cameras(base, [lora], images, **defaults))
-        motions[motion] = {
-            "with": found[motion] / samples,
-            "without": without[motion] / samples,
-            "found": dict(found.most_common()),
-        }
+        found = shown([f"{lora}:{scale}"])
+        shares = {"with": found["cameras"].get(motion, 0), "without": without["cameras"].get(motion, 0)}
+        motions[motion] = {name: count / samples for name, count in shares.items()} | found
     about = {
         "base": str(base),
         "loras": [str(lora) for lora in loras],
         "samples": samples,
         "seed": SEED,
-        "scale": SCALE,
-        "motion_bucket": BUCKET,
+        "scale": scale,
+        "motion_bucket": bucket,
         **defaults,
     }
-    return {**about, "without": dict(without.most_common()), "motions": motions}
+    return {**about, "without": without, "motions": motions}
 
 
-def cameras(base: Path, loras: list[Path], images: np.ndarray, **defaults: Any) -> list[str]:
-    """Name of the camera's motion in a sample of each picture."""
-    checkpoint = apply_loras(open_checkpoint(base), [f"{path}:{SCALE}" for path in loras])
-    model = load_model(checkpoint, dtype=np.float32)
-    videos = pipeline_of(model, motion_bucket=BUCKET, **defaults)(images=images)
-    return [global_motion(video).camera for video in videos]
+def motions_of(base: Path, images: np.ndarray, loras: list[str], **defaults: Any) -> dict[str, Any]:
+    """How often a sample of each picture shows each motion of the camera, and the mean motion of the ground.
+
+    The latter to the right, down and growing, in percent of the picture's side per frame.
+    """
+    model = load_model(apply_loras(open_checkpoint(base), loras), dtype=np.float32)
+    found = [global_motion(video) for video in pipeline_of(model, **defaults)(images=images)]
+    mean = np.mean([(motion.x, motion.y, motion.zoom) for motion in found], axis=0)
+    counts = Counter(motion.camera for motion in found)
+    return {"cameras": dict(counts.most_common()), "ground": [round(float(each), 2) for each in mean]}
 
 
 def as_expected(found: dict[str, Any]) -> bool:
-    """Whether the camera moves more often with a LoRA that moves it, and mostly rests with the one for resting.
-
-    The base rests in most of its samples, too, so there is no more to be had.
-    """
-    return all(
-        motion["with"] > (0.5 if name == "static" else motion["without"])
-        for name, motion in found["motions"].items()
-    )
+    """Whether most samples show a LoRA's motion, and more than without it."""
+    return all(motion["with"] > max(0.5, motion["without"]) for motion in found["motions"].values())
 
 
 def row(found: dict[str, Any]) -> tuple[str, str]:
@@ -120,10 +121,13 @@ def main() -> None:
         help=f"a base checkpoint, and LoRAs for {', '.join(MOTIONS)}, or the first ones",
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/camera_lora"))
+    parser.add_argument("--scale", type=float, default=SCALE)
+    parser.add_argument("--motion-bucket", type=float, default=BUCKET)
     args = parser.parse_args()
     if not (len(args.files) == 0 or 2 <= len(args.files) <= 1 + len(MOTIONS)):
         parser.error(f"name a base checkpoint and 1 to {len(MOTIONS)} LoRAs, or nothing")
-    print(json.dumps(measure(*(args.files or train(args.folder))), indent=1))
+    files = args.files or train(args.folder)
+    print(json.dumps(measure(*files, scale=args.scale, bucket=args.motion_bucket), indent=1))
 
 
 if __name__ == "__main__":

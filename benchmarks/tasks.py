@@ -114,10 +114,13 @@ def main() -> int:
         "--only", nargs="+", choices=TASKS, default=list(TASKS), metavar="NAME", help=", ".join(TASKS)
     )
     parser.add_argument("--quick", action="store_true", help="measure the bundled checkpoints, with few samples")
-    parser.add_argument("--out", type=Path, default=Path("runs/tasks"), help="for data and runs")
-    parser.add_argument("--seed", type=int, default=0, help="of training")
+    parser.add_argument("--out", type=Path, help="for data and runs; runs/tasks if left out")
+    parser.add_argument("--seed", type=int, help="of training; 0 if left out")
     parser.add_argument("--steps", type=int, help="of each stage of training, to see everything work")
     args = parser.parse_args()
+    if args.quick and any(value is not None for value in (args.out, args.seed, args.steps)):
+        parser.error("--quick trains nothing: leave --out, --seed and --steps out")
+    folder = args.out or Path("runs/tasks")
     keep_compiled()
     found: dict[str, Figures | str] = {}
     for name in args.only:
@@ -125,7 +128,7 @@ def main() -> int:
         if args.quick:
             found[name] = missing(name) or quick(name)
         else:
-            found[name] = full(name, args.out / name, seed=args.seed, steps=args.steps)
+            found[name] = full(name, folder / name, seed=args.seed or 0, steps=args.steps)
     print(json.dumps(found, indent=1))
     print(f"\n{table(found)}")
     verdicts = [figures["as_expected"] for figures in found.values() if isinstance(figures, dict)]

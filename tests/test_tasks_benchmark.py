@@ -54,8 +54,8 @@ VERDICTS = {
         [{"prompt": shares(*agree), **OTHERS} for agree in ((0.1, 0.3, 0.3), (0.2, 0.2, 0.3), (0.2, 0.3, 0.25))],
     ),
     "camera_lora": (
-        motions((0.5, 0.1), (0.9, 0.9), (0.5, 0.4)),
-        [motions((0.9, 0.1), (0.9, 0.9), (0.5, 0.5)), motions((0.9, 0.1), (0.4, 0.9), (0.9, 0.1))],
+        motions((0.9, 0.1), (0.9, 0.8), (0.6, 0.0)),
+        [motions((0.9, 0.1), (0.9, 0.9), (0.9, 0.1)), motions((0.9, 0.1), (0.4, 0.0), (0.9, 0.1))],
     ),
     "video_prediction": (
         {"psnr": {"model": [22.0, 20.0], "repetition": [23.0, 18.0], "flow": [25.0, 24.0], "vae": [30.0, 30.0]}},
@@ -140,6 +140,12 @@ def test_quick_fails_if_an_effect_is_not_there_and_only_then(stand_ins, monkeypa
     assert stand_ins == [(name, (DEMO_CHECKPOINT,), {"samples": 2}) for name in ("works", "fails")]
     code, found, _ = printed(monkeypatch, capsys, "--quick", "--only", "works", "later")
     assert code == 0 and list(found) == ["works", "later"]
+
+
+def test_quick_takes_no_option_of_training(stand_ins, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        printed(monkeypatch, capsys, "--quick", "--steps", 5)
+    assert stop.value.code == 2 and "trains nothing: leave --out" in capsys.readouterr().err and not stand_ins
 
 
 def test_without_quick_all_is_trained_in_folders_of_its_own(stand_ins, monkeypatch, capsys, tmp_path):

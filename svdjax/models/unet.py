@@ -253,8 +253,7 @@ class UNet(nnx.Module):
                 skips.append(h)
             watch(f"down.{level}", h)
 
-        h = attn(self.mid.attn[0], res(self.mid.res[0], h))
-        h = res(self.mid.res[1], h)
+        h = res(self.mid.res[1], attn(self.mid.attn[0], res(self.mid.res[0], h)))
         watch("mid", h)
 
         for level, stage in enumerate(self.up):
