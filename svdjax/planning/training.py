@@ -55,12 +55,20 @@ def _outline(config: RunConfig, stage: Stage, mesh: Mesh, topology: str, argumen
 
 
 def shardings(config: RunConfig, stage: Stage, mesh: Mesh) -> Table:
-    """How each trained parameter is cut, and its bytes on one chip in float32."""
-    rows = spec_table(_trained(config, stage), mesh)
-    table = Table("parameter", "shape", "cut", "bytes per chip")
-    for path, shape, spec, size in rows:
-        table.add_row(path, " x ".join(map(str, shape)), str(tuple(spec)) if any(spec) else "whole", f"{size:,}")
-    table.add_row("all", "", "", f"{sum(row[-1] for row in rows):,}")
+    """How each parameter is cut, and its bytes on one chip, with those of its moments and its average."""
+    trained, rest = _trained(config, stage), flat_params(stage.shapes(config.model))
+    frozen = {path: x for path, x in rest.items() if path not in trained}
+    beside = 0 if stage.offload else jnp.dtype(stage.optim.moment_dtype).itemsize + 4 + 4
+    table, total = Table("parameter", "shape", "cut", "kept as", "bytes per chip"), 0
+    for params, kept, size in (
+        (trained, "float32" if stage.offload else "float32, moments, average", 4 + beside),
+        (frozen, f"frozen, {stage.compute_dtype}", jnp.dtype(stage.compute_dtype).itemsize),
+    ):
+        for path, shape, spec, count in spec_table(params, mesh, dtype_bytes=size):
+            cut = str(tuple(spec)) if any(spec) else "whole"
+            table.add_row(path, " x ".join(map(str, shape)), cut, kept, f"{count:,}")
+            total += count
+    table.add_row("all", "", "", "", f"{total:,}")
     return table
 
 

@@ -104,11 +104,17 @@ def test_what_is_not_there_is_named(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_table_of_shardings_lists_every_trained_parameter(tmp_path):
+def test_the_table_of_shardings_lists_every_parameter_and_what_lies_beside_it(tmp_path):
     config = tiny_run(tmp_path)
-    rows = shardings(config, config.unet, make_mesh(config.mesh, topology_devices("v5e:2x2")))
-    paths = list(rows.columns[0].cells)
-    assert "unet.conv_in.kernel" in paths and not any(path.startswith("vae.") for path in paths)
+    mesh = make_mesh(config.mesh, topology_devices("v5e:2x2"))
+    rows = zip(*(column.cells for column in shardings(config, config.unet, mesh).columns), strict=True)
+    kept = {path: (how, int(size.replace(",", ""))) for path, _, _, how, size in rows}
+    assert kept.keys() - {"all"} == flat_params(abstract(SVD, MODEL)).keys()
+    assert kept["unet.conv_in.bias"] == ("float32, moments, average", 4 * 4 * 32)
+    assert kept["vae.encoder.conv_in.bias"] == ("frozen, float32", 4 * 8)
+    memory = outline_training(config, config.unet, mesh, "v5e:2x2").memory
+    resting = sum(memory[name] for name in ("parameters", "moments", "average", "frozen"))
+    assert kept["all"][1] / GIB == pytest.approx(resting, rel=1e-3)
 
 
 def test_an_outline_has_what_stays_on_a_chip_and_the_floor(tmp_path):
