@@ -16,6 +16,7 @@ from svdjax.models.svd import SVD, SVDConfig
 from svdjax.planning.plan import Outline, Plan, make_plan, resident
 from svdjax.sampling.pipeline import Pipeline, Settings
 from svdjax.training.flops import example_request, sampling_flops
+from svdjax.training.sharding import shape_at
 from svdjax.typing import Array, PyTree
 
 
@@ -85,4 +86,4 @@ def _flat(arrays: PyTree, sharding: NamedSharding) -> _Flat:
 
 
 def _on(shapes: PyTree, sharding: NamedSharding) -> PyTree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return jax.tree.map(lambda x: shape_at(x, sharding), shapes)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from rich.table import Table
 
 from svdjax.models.params import flat_params
@@ -12,7 +12,7 @@ from svdjax.tasks import task_of
 from svdjax.training.config import RunConfig
 from svdjax.training.flops import TrainingFlops, clip_shapes, stage_flops
 from svdjax.training.optim import make_optimizer
-from svdjax.training.sharding import BatchLayout, param_shardings, spec_table, state_shardings
+from svdjax.training.sharding import BatchLayout, param_shardings, shape_at, spec_table, state_shardings
 from svdjax.training.stage import Stage
 from svdjax.training.state import TrainState, new_state
 from svdjax.training.step import make_train_step
@@ -88,15 +88,11 @@ def _step(config: RunConfig, stage: Stage, mesh: Mesh) -> tuple[_Arguments, jax.
         for name, (shape, dtype) in clip.items()
     }
     step = make_train_step(stage, model, optimizer, config.seed, placed)
-    return (jax.tree.map(_at, state, placed), frozen, batch), step
+    return (jax.tree.map(shape_at, state, placed), frozen, batch), step
 
 
 def _trained(config: RunConfig, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
     return {path: x for path, x in flat_params(stage.shapes(config.model)).items() if stage.trains(path)}
-
-
-def _at(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def _clip(config: RunConfig, stage: Stage) -> dict[str, np.ndarray]:

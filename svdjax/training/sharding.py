@@ -73,6 +73,11 @@ def place(params: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return {path: _from_host(np.asarray(value), shardings[path]) for path, value in params.items()}
 
 
+def shape_at(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """A shape with the place where its array lies."""
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
 def _from_host(value: ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 

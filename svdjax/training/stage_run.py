@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from rich.console import Console
 
 from svdjax.data.pipeline import stream
@@ -23,7 +23,7 @@ from svdjax.training.metrics import MetricsLog
 from svdjax.training.model import Model
 from svdjax.training.optim import make_optimizer
 from svdjax.training.samples import grid_clips, write_grid
-from svdjax.training.sharding import BatchLayout, on_mesh, place_whole, state_shardings
+from svdjax.training.sharding import BatchLayout, on_mesh, place_whole, shape_at, state_shardings
 from svdjax.training.stage import Batch, Stage
 from svdjax.training.state import TrainState, new_state
 from svdjax.training.step import Frozen, make_loss, make_train_step
@@ -64,7 +64,7 @@ class StageRun:
         self.start = partial(new_state, optimizer=self.optimizer)
         shapes = jax.eval_shape(self.start, self.params)
         self.shardings = state_shardings(shapes, self.optimizer, mesh, offload=stage.offload)
-        self.shapes = jax.tree.map(_with_sharding, shapes, self.shardings)
+        self.shapes = jax.tree.map(shape_at, shapes, self.shardings)
         self.layout = BatchLayout(mesh, stage.batch)
         self.validation: Sequence[Batch] = [
             self._prepared(batch) for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
@@ -179,7 +179,3 @@ class StageRun:
         config = on_mesh(self.mesh, self.stage.finish)(averaged.module, list(self._held_out()))
         self.stage.save(replace(averaged, config=config), self.directory / self.stage.result)
         processes.barrier(f"{self.stage.name} finished")
-
-
-def _with_sharding(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
