@@ -28,13 +28,23 @@ from svdjax.cli import guard
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.sprites import CAMERAS, draw_clips
 from svdjax.evaluation.camera import global_motion
+from svdjax.models.lora import TEMPORAL_ATTENTION
 from svdjax.sampling.images import from_uint8
 from svdjax.sampling.loras import apply_loras
 from svdjax.sampling.options import ASSETS
 from svdjax.training import RunConfig
 
-MOTIONS = ("pan right", "static", "zoom in")
-BUNDLED = (ASSETS / "demo_camera.safetensors", ASSETS / "lora_pan_right.safetensors")
+# Each with the fewest layers that do: the paper's to stand still; to zoom, where every place moves its own way,
+# those that see the places, too.
+TARGETS = MappingProxyType(
+    {"pan right": "unet.*attn*temporal.*", "static": TEMPORAL_ATTENTION, "zoom in": "unet.*attn*"}
+)
+SHORT = MappingProxyType({"static": 600})  # steps, where the configuration's are not needed
+MOTIONS = tuple(TARGETS)
+BUNDLED = (
+    ASSETS / "demo_camera.safetensors",
+    *(ASSETS / f"lora_{motion.replace(' ', '_')}.safetensors" for motion in MOTIONS),
+)
 QUICK = MappingProxyType({"samples": 8, "steps": 12})
 # As trained, a LoRA moves the camera in most samples; somewhat stronger, and asked for much motion, in nearly all.
 SCALE, BUCKET = 1.5, 200.0
@@ -44,7 +54,13 @@ def config_of(motion: str, folder: Path, *, seed: int = 0, steps: int | None = N
     """The demo's configuration for one of the built-in world's camera motions."""
     config = demo_run("demo_camera_lora", folder / motion.replace(" ", "_"), seed=seed, steps=steps)
     world = dataclasses.replace(config.data.world, cameras=tuple(float(camera == motion) for camera in CAMERAS))
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, world=world))
+    lora = dataclasses.replace(config.unet.lora, targets=TARGETS[motion])
+    steps = steps or SHORT.get(motion, config.unet.steps)
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, world=world),
+        unet=dataclasses.replace(config.unet, lora=lora, steps=steps),
+    )
 
 
 def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path, ...]:

@@ -1,10 +1,10 @@
 """The demo's UNet with attention at 8x8 as well as at 4x4: the model that the demo's camera LoRAs adapt.
 
 Command:   python train.py configs/demo_camera.py
-Hardware:  any computer; 40 minutes on one core of an EPYC.
+Hardware:  any computer; 67 minutes on one core of an EPYC beside other work.
 Ours:      a LoRA of the temporal attention can move a camera only where there is such attention. The demo has it at
            4x4 alone, which is too coarse to move a picture by. Starts from the demo, with the new blocks adding
-           nothing at first, so a fraction of its steps is enough.
+           nothing at first.
 """
 
 import dataclasses

@@ -62,7 +62,7 @@ def test_every_bundled_checkpoint_does_what_it_is_taken_for():
 def test_everything_that_the_readme_promises_is_there_and_small():
     names = {
         *("demo", "demo_camera", "demo_frame_interpolation", "demo_multi_view", "demo_text_to_video"),
-        *("lora_pan_right",),
+        *("lora_pan_right", "lora_static", "lora_zoom_in"),
     }
     sizes = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
     assert sizes.keys() == names and sum(sizes.values()) <= 40e6
