@@ -39,7 +39,7 @@ from svdjax.training import RunConfig
 TARGETS = MappingProxyType(
     {"pan right": "unet.*attn*temporal.*", "static": TEMPORAL_ATTENTION, "zoom in": "unet.*attn*"}
 )
-SHORT = MappingProxyType({"static": 600})  # steps, where the configuration's are not needed
+SHORT = MappingProxyType({"static": (600, 512)})  # steps and clips, where the configuration's are not needed
 MOTIONS = tuple(TARGETS)
 BUNDLED = (
     ASSETS / "demo_camera.safetensors",
@@ -55,11 +55,11 @@ def config_of(motion: str, folder: Path, *, seed: int = 0, steps: int | None = N
     config = demo_run("demo_camera_lora", folder / motion.replace(" ", "_"), seed=seed, steps=steps)
     world = dataclasses.replace(config.data.world, cameras=tuple(float(camera == motion) for camera in CAMERAS))
     lora = dataclasses.replace(config.unet.lora, targets=TARGETS[motion])
-    steps = steps or SHORT.get(motion, config.unet.steps)
+    usual, clips = SHORT.get(motion, (config.unet.steps, config.data.sprites))
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, world=world),
-        unet=dataclasses.replace(config.unet, lora=lora, steps=steps),
+        data=dataclasses.replace(config.data, world=world, sprites=clips),
+        unet=dataclasses.replace(config.unet, lora=lora, steps=steps or usual),
     )
 
 

@@ -4,6 +4,7 @@ Command:   svdjax train configs/demo_camera_lora.py          (the camera pans ri
 Zoom in:   --data.world.cameras 0 0 0 0 0 1 0 --unet.lora.targets "unet.*attn*"
            --data.train data/zoom/train --data.validation data/zoom/validation --out runs/lora_zoom
 Static:    --data.world.cameras 1 0 0 0 0 0 0 --unet.lora.targets "unet.*.temporal.attn?.*" --unet.steps 600
+           --data.sprites 512
            --data.train data/static/train --data.validation data/static/validation --out runs/lora_static
 Use:       svdjax sample --lora runs/lora_pan/lora.safetensors
 Hardware:  any computer; 16 minutes on one core of an EPYC.

@@ -148,7 +148,8 @@ def make_plan(
         outline: of the program; its memory is what lies there meanwhile: the arguments, and what other programs
             need.
         turns: how often the loop turns that makes up the program (sampler steps, parts of a batch), of which the
-            compiler counts one turn.
+            compiler counts one turn. What is done once beside it (the optimizer's part) is counted as often: the
+            estimate is too high rather than too low.
 
     Raises:
         UserError: it does not fit into the chips' memory.

@@ -71,13 +71,15 @@ def run(args: Sample) -> list[Path]:
         console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     config = checkpoint.config
     reader = reader_of(args, config.task)
+    args = dataclasses.replace(args, task=args.task or config.task)
     settings = resolve(args, config.defaults)
     defaults = settings.defaults
     if any(side % config.size_multiple for side in (defaults.height, defaults.width)):
         size = f"{defaults.height}x{defaults.width}"
         console.print(f"[yellow]{size} is no multiple of {config.size_multiple}: padded, then cropped back")
     given = reader.read(dataclasses.replace(args, photos=args.photos or reader.photos), defaults)
-    for prompt in given.inputs.get("prompts", ()):
+    texts = [given.inputs[name] for name in ("temporal_prompt", "negative_prompt") if name in given.inputs]
+    for prompt in [*given.inputs.get("prompts", ()), *texts]:
         if notice := cut_prompt(prompt, config):
             console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
     request = task_of(config).request(defaults, **given.inputs)
