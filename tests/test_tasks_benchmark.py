@@ -209,10 +209,13 @@ def test_each_camera_lora_sees_its_own_motion_and_starts_from_the_base(tmp_path,
     monkeypatch.setattr(camera_lora, "trained", lambda config: seen.append(config) or config.out)
     base, *loras = camera_lora.train(tmp_path, seed=1, steps=2)
     first, *others = seen
-    assert base == first.out and min(first.data.world.cameras) > 0
+    shown = dict(zip(camera_lora.CAMERAS, first.data.world.cameras, strict=True))
+    assert base == first.out and min(shown[motion] for motion in camera_lora.MOTIONS) > 0
+    assert max(shown, key=shown.get) not in camera_lora.MOTIONS  # or there would be nothing to change
     assert loras == [config.out for config in others] and len(set(loras)) == 3
     for motion, config in zip(camera_lora.MOTIONS, others, strict=True):
         assert str(base) == config.init_from and config.unet.steps == 2
         cameras = dict(zip(camera_lora.CAMERAS, config.data.world.cameras, strict=True))
         assert {camera for camera, weight in cameras.items() if weight} == {motion}
+        assert dataclasses.replace(config.data.world, cameras=first.data.world.cameras) == first.data.world
     assert len({config.data.train for config in seen}) == 4
