@@ -11,7 +11,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from svdjax.training.state import TrainState
-from svdjax.typing import ndarray
+from svdjax.typing import Array, ndarray
 
 BATCH_AXES = ("data", "fsdp")
 PARAM_AXES = ("fsdp", "context")  # chips that share a video share the parameters too
@@ -73,9 +73,9 @@ def place(params: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return {path: _from_host(np.asarray(value), shardings[path]) for path, value in params.items()}
 
 
-def shape_at(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    """A shape with the place where its array lies."""
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+def shape_at(array: jax.ShapeDtypeStruct | Array | ndarray, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The shape of an array, or of one to be, with the place where it lies."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def _from_host(value: ndarray, sharding: NamedSharding) -> jax.Array:
