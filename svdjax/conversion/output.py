@@ -21,7 +21,7 @@ def finished(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists already: choose another path, or give --overwrite")
-    partial = path.with_name(f".{path.name}.partial-{_process()}")
+    partial = path.with_name(f".{path.name}.partial-{process_name()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(partial)
@@ -37,13 +37,13 @@ def _take_place(partial: Path, path: Path) -> None:
     if not path.exists() or not (path.is_dir() or partial.is_dir()):
         partial.replace(path)
         return
-    old = path.with_name(f".{path.name}.old-{_process()}")
+    old = path.with_name(f".{path.name}.old-{process_name()}")
     path.replace(old)
     partial.replace(path)
     _remove(old)
 
 
-def _process() -> str:
+def process_name() -> str:
     """What no other process is called, on this machine or on another that sees the same folder."""
     return f"{platform.node()}-{os.getpid()}"
 

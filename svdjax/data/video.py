@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from svdjax.conversion.output import process_name
 from svdjax.errors import UserError
 from svdjax.typing import UInt8, ndarray
 
@@ -98,7 +98,7 @@ def _as_fraction(fps: float) -> Fraction:
 @contextmanager
 def _finished(path: Path, *, folder: bool) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes it at the end, or vanishes after a failure."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{process_name()}.partial")
     try:
         check_replaceable(path, folder=folder)
         yield partial
