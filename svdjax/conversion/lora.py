@@ -6,6 +6,9 @@ style      keys of a layer                                                      
 diffusers  ``unet.MODULE.lora_A.weight`` [rank, in], ``unet.MODULE.lora_B.weight``       in the header, or = rank
            [out, rank]; read also: ``.lora.down.weight``, ``.lora.up.weight``, and
            ``unet.ATTENTION.processor.to_q_lora.down.weight``, ``...up.weight``
+PEFT       the first of these with ``base_model.model.`` or nothing for ``unet.``; read  in the header, or in
+           only                                                                          adapter_config.json beside
+                                                                                         the file, or = rank
 kohya      ``lora_unet_MODULE.lora_down.weight``, ``.lora_up.weight``, with              ``.alpha``, a scalar
            underscores for the dots in MODULE
 =========  ============================================================================  =======================
@@ -178,8 +181,11 @@ def _modules(unet: UNetConfig) -> dict[str, str]:
 
 def _styles(unet: UNetConfig) -> dict[str, dict[str, Keys]]:
     """The keys of every layer that a LoRA could adapt, in every style."""
-    styles: dict[str, dict[str, Keys]] = {"diffusers": {}, "older": {}, "oldest": {}, "kohya": {}}
+    names = ("diffusers", "older", "oldest", "kohya", "peft", "network")
+    styles: dict[str, dict[str, Keys]] = {name: {} for name in names}
     for layer, module in _modules(unet).items():
+        styles["peft"][layer] = _pair(f"base_model.model.{module}", "lora_A", "lora_B")
+        styles["network"][layer] = _pair(module, "lora_A", "lora_B")
         styles["diffusers"][layer] = _pair(f"unet.{module}", "lora_A", "lora_B")
         styles["older"][layer] = _pair(f"unet.{module}.lora", "down", "up")
         if projection := re.fullmatch(r"(.*attn\d)\.(to_[a-z]+)(\.0)?", module):
@@ -221,22 +227,31 @@ def _rank(path: Path, found: Mapping[str, Mapping[str, np.ndarray]]) -> int:
 def _alpha(
     path: Path, found: Mapping[str, Mapping[str, np.ndarray]], metadata: Mapping[str, str], rank: int
 ) -> float:
-    """That of the layers, or of the header, or as PEFT's default the rank."""
+    """That of the layers, or of PEFT's settings, or as its default the rank."""
     alphas = {float(parts[ALPHA].item()) if ALPHA in parts else None for parts in found.values()}
     if len(alphas) > 1:
         raise UserError(f"{path}: its layers have several alphas: only one alpha for all is supported")
     (alpha,) = alphas
     if alpha is not None:
         return alpha
+    where, settings = _settings(path, metadata)
     try:
-        peft = {key.removeprefix("unet."): value for key, value in json.loads(metadata.get(_PEFT, "{}")).items()}
+        peft = {key.removeprefix("unet."): value for key, value in json.loads(settings).items()}
         stated, alpha = int(peft.get("r", rank)), float(peft.get("lora_alpha", rank))
     except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{path}: its {_PEFT} is malformed: write the file again") from None
+        raise UserError(f"{path}: its {where} is malformed: write the file again") from None
     if stated != rank:
-        raise UserError(f"{path}: its header says rank {stated}, its matrices have {rank}: the file is damaged")
+        raise UserError(f"{path}: its {where} says rank {stated}, its matrices have {rank}: the file is damaged")
     if any(peft.get(key) for key in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")):
         raise UserError(
-            f"{path}: a variant of LoRA whose layers count differently (see its {_PEFT}): not supported"
+            f"{path}: a variant of LoRA whose layers count differently (see its {where}): not supported"
         )
     return alpha
+
+
+def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[str, str]:
+    """PEFT's settings and where they are: diffusers keeps them in the header, PEFT itself beside the file."""
+    beside = path.parent / "adapter_config.json"
+    if _PEFT in metadata or path.name != "adapter_model.safetensors" or not beside.is_file():
+        return _PEFT, metadata.get(_PEFT, "{}")
+    return beside.name, beside.read_text()

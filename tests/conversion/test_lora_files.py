@@ -124,7 +124,11 @@ RANK2 = {A: np.ones((2, 64), np.float32), B: np.ones((64, 2), np.float32)}
             {},
             r"ranks \[2, 3\]",
         ),
-        (RANK2, {"lora_adapter_metadata": '{"unet.r": 8}'}, "its header says rank 8, its matrices have 2"),
+        (
+            RANK2,
+            {"lora_adapter_metadata": '{"unet.r": 8}'},
+            "says rank 8, its matrices have 2",
+        ),
         (RANK2, {"lora_adapter_metadata": "[]"}, "lora_adapter_metadata is malformed"),
         (
             RANK2,
