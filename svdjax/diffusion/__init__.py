@@ -37,6 +37,7 @@ from svdjax.diffusion.loss import (
 from svdjax.diffusion.noise import (
     STAGES,
     AlignYourSteps,
+    DiscreteLevels,
     DiscreteSchedule,
     Karras,
     LogLinear,
@@ -45,6 +46,7 @@ from svdjax.diffusion.noise import (
     discrete_sigmas,
     initial_noise,
     video_noise,
+    with_offset,
 )
 from svdjax.diffusion.samplers import (
     DDIM,
@@ -75,6 +77,7 @@ __all__ = [
     "Denoise",
     "Denoiser",
     "DiscreteEps",
+    "DiscreteLevels",
     "DiscreteSchedule",
     "DiscreteV",
     "EDMWeighting",
@@ -108,4 +111,5 @@ __all__ = [
     "sample",
     "sample_trajectory",
     "video_noise",
+    "with_offset",
 ]

@@ -132,6 +132,15 @@ class LogNormal:
         return jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiscreteLevels:
+    """Training noise levels: those of SD 2.1, each of the 1000 as often (SVD paper, appendix E: the ablations)."""
+
+    def sample(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Draw sigmas, one per video and shared by its frames: ``shape`` is ``(b,)``."""
+        return jax.random.choice(key, jnp.asarray(discrete_sigmas(), jnp.float32), shape)
+
+
 # SVD paper, appendix D and E: more noise as resolution and the number of frames go up.
 # P_std is 1.0 in the low-resolution stages, not the 1.2 of EDM.
 STAGES = MappingProxyType(
@@ -169,6 +178,21 @@ def video_noise(
         dtype: float32 or float64.
     """
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(row_keys(key, index))
+
+
+def with_offset(
+    noise: Float[Array, "b t h w c"], key: Key[Array, ""], index: Int[Array, " b"], strength: float
+) -> Float[Array, "b t h w c"]:
+    """Noise plus ``strength`` times normal noise that each channel of a video has in common.
+
+    Noise that is drawn pixel by pixel hides a picture's mean colour last of all, so that a model whose levels end
+    where some of it still shows never learns to choose it; this hides it, too (Guttenberg 2023, "Diffusion with
+    offset noise").
+
+    Args:
+        noise: standard normal. key: randomness of the run, not that of ``noise``; see `video_noise` for ``index``.
+    """
+    return noise + strength * video_noise(key, index, (1, 1, 1, noise.shape[-1]), noise.dtype)
 
 
 def initial_noise(

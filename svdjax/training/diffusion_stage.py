@@ -1,6 +1,7 @@
 """The diffusion stage: a UNet, conditioned by its task, in the latent space of the frozen autoencoder."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from svdjax.data.cache import LatentCache
 from svdjax.data.pipeline import batches
 from svdjax.diffusion.denoiser import PRECONDITIONINGS, Denoiser
 from svdjax.diffusion.loss import EpsWeighting, VWeighting, denoising_loss
-from svdjax.diffusion.noise import LogNormal, row_keys, video_noise
+from svdjax.diffusion.noise import DiscreteLevels, LogNormal, row_keys, video_noise, with_offset
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.tasks import Conditioning, DropRates, Task, drop, network_of, task_of
@@ -46,6 +47,8 @@ class DiffusionStage(Stage):
         part: which parameters train: all of the UNet, those and the text tower, the UNet's temporal layers only, or
             its time embedding only.
         sigma: noise levels, one per clip: ln(sigma) ~ N(mean, std^2).
+        discrete: draw them from the 1000 levels of SD 2.1 instead, as the paper's ablations do.
+        offset_noise: strength of noise that all pixels of a clip have in common, see `with_offset`.
         drop: how often conditions are left out, for classifier-free guidance.
         image_share: share of the clips whose frames are taken as images by themselves, without temporal layers.
             Clips that the batch marks as ``image_only`` are so in any case.
@@ -55,6 +58,8 @@ class DiffusionStage(Stage):
     name: ClassVar[str] = "unet"
     part: Literal["all", "with_text", "temporal", "time_embed"] = "all"
     sigma: LogNormal = field(default_factory=lambda: LogNormal(mean=0.7, std=1.6))
+    discrete: bool = False
+    offset_noise: float = 0.0
     drop: DropRates = field(default_factory=DropRates)
     image_share: float = 0.0
     cache_latents: bool = False
@@ -68,6 +73,8 @@ class DiffusionStage(Stage):
         super().__post_init__()
         if not 0 <= self.image_share <= 1:
             raise UserError(f"--{self.name}.image-share {self.image_share}: must be between 0 and 1")
+        if not 0 <= self.offset_noise < math.inf:
+            raise UserError(f"--{self.name}.offset-noise {self.offset_noise}: must be 0 or more (0.1 is usual)")
 
     def trains(self, path: str) -> bool:
         return PARTS[self.part].fullmatch(path) is not None
@@ -85,8 +92,11 @@ class DiffusionStage(Stage):
         batch = {**batch, "latents": latents_of(model, batch)}  # which the task may want, too
         x0 = batch["latents"].astype(jnp.float32) * model.config.vae.scaling_factor
         cond, dropped = self._conditioning(task_of(model.config), model, batch, x0.shape[1], cond_key)
-        sigma = jax.vmap(lambda key: self.sigma.sample(key, ()))(row_keys(sigma_key, rows))
+        levels = DiscreteLevels() if self.discrete else self.sigma
+        sigma = jax.vmap(lambda key: levels.sample(key, ()))(row_keys(sigma_key, rows))
         noise = video_noise(noise_key, rows, x0.shape[1:])
+        if self.offset_noise:
+            noise = with_offset(noise, jax.random.fold_in(noise_key, 1), rows, self.offset_noise)
         denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[model.config.preconditioning])
         eps = model.config.preconditioning == "discrete_eps"
         weighting = EpsWeighting() if eps else VWeighting()  # the squared error of what the network says

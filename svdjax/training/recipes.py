@@ -13,6 +13,7 @@ from typing import Any
 from svdjax.data.sampling import ClipSampling
 from svdjax.models.remat import BLOCKS
 from svdjax.models.svd import SVDConfig
+from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
 from svdjax.tasks import DropRates
 from svdjax.training.data import DataConfig
@@ -28,6 +29,18 @@ FPS = (6.0, 31.0)
 # stay float32. The rest is when to look: seldom, for a step takes seconds.
 FULL_SIZE: MappingProxyType[str, Any] = MappingProxyType(
     {"compute_dtype": "bfloat16", "log_every": 50, "validate_every": 1000, "checkpoint_every": 1000}
+)
+
+
+# The ablations' (appendix E). The paper names no strength of the offset noise: 0.1 is its author's.
+ABLATION: MappingProxyType[str, Any] = MappingProxyType(
+    {
+        **FULL_SIZE,
+        "discrete": True,
+        "offset_noise": 0.1,
+        "drop": DropRates(context=0.1, concat=0.0, both=0.0),
+        "ema_decay": 0.9999,
+    }
 )
 
 
@@ -60,6 +73,14 @@ def text_to_video_model(height: int, width: int) -> SVDConfig:
     model = SVDConfig.text_to_video()
     defaults = dataclasses.replace(model.defaults, height=height, width=width)
     return _memory_saving(dataclasses.replace(model, vae=VAEConfig.sd21(), defaults=defaults))
+
+
+def ablation_model(size: int) -> SVDConfig:
+    """The network of the paper's ablations (appendix E): text only, 8 frames, and SD 2.1's 1000 noise levels."""
+    sd21 = SVDConfig.sd21()
+    defaults = dataclasses.replace(sd21.defaults, frames=8, height=size, width=size, guidance=(12.0, 12.0))
+    unet = UNetConfig.text_to_video(vector_dim=0)
+    return _memory_saving(dataclasses.replace(sd21, unet=unet, task="text_to_video", defaults=defaults))
 
 
 def image_to_video_model(frames: int, height: int, width: int) -> SVDConfig:

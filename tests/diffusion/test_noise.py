@@ -11,6 +11,7 @@ import pytest
 from svdjax.diffusion import (
     STAGES,
     AlignYourSteps,
+    DiscreteLevels,
     DiscreteSchedule,
     Karras,
     LogLinear,
@@ -18,6 +19,7 @@ from svdjax.diffusion import (
     discrete_sigmas,
     initial_noise,
     video_noise,
+    with_offset,
 )
 from svdjax.errors import UserError
 
@@ -155,6 +157,25 @@ def test_lognormal_is_one_level_per_entry():
     levels = LogNormal(mean=0.0, std=1.0).sample(jax.random.key(0), (5,))
     assert levels.shape == (5,)
     assert len(np.unique(levels)) == 5
+
+
+def test_discrete_levels_are_drawn_equally_often():
+    drawn = np.asarray(DiscreteLevels().sample(jax.random.key(0), (50_000,)), np.float64)
+    levels = discrete_sigmas()
+    index = np.abs(drawn[:, None] - levels).argmin(axis=1)
+    np.testing.assert_allclose(drawn, levels[index], rtol=1e-6)
+    tenths = np.bincount(index // 100, minlength=10) / len(drawn)
+    np.testing.assert_allclose(tenths, 0.1, atol=0.01)
+
+
+def test_offset_noise_is_what_a_channel_of_a_video_has_in_common():
+    key, other, index, shape = jax.random.key(1), jax.random.key(2), jnp.arange(400), (2, 3, 5, 4)
+    noise = video_noise(key, index, shape)
+    offset = with_offset(noise, other, index, 0.5) - noise
+    common = np.asarray(offset[:, 0, 0, 0])
+    np.testing.assert_allclose(offset, np.broadcast_to(common[:, None, None, None], offset.shape), atol=1e-6)
+    assert common.std() == pytest.approx(0.5, rel=0.1) and abs(np.corrcoef(common.T)[0, 1]) < 0.2
+    np.testing.assert_array_equal(with_offset(noise[7:8], other, index[7:8], 0.5)[0], (noise + offset)[7])
 
 
 def test_noise_of_a_video_follows_its_index():

@@ -21,7 +21,7 @@ from svdjax.diffusion.noise import STAGES
 from svdjax.errors import UserError
 from svdjax.models.clip_text import CLIPTextConfig
 from svdjax.models.params import flat_params, load_flat
-from svdjax.models.svd import SVD
+from svdjax.models.svd import SVD, SVDConfig
 from svdjax.tasks import DropRates
 from svdjax.training import run
 from svdjax.training.config import load_config
@@ -111,6 +111,33 @@ def test_the_loss_of_a_recipe_can_be_traced_at_full_size(name):
     assert dropped == ({"dropped_context"} if sampling.captions else {"dropped_context", "dropped_concat"})
 
 
+@pytest.mark.parametrize(("pixels", "steps"), [(256, 40_000), (512, 50_000)])
+def test_the_ablations_are_what_the_paper_says(pixels, steps):
+    config = recipe(f"ablation_{pixels}x{pixels}")
+    stage, sampling, defaults = config.unet, config.data.sampling, config.model.defaults
+    assert (sampling.frames, sampling.size, stage.steps) == (8, (pixels, pixels), steps)
+    assert (stage.batch, stage.optim.rate, stage.discrete, stage.drop.context) == (256, 1e-4, True, 0.1)
+    assert (config.model.preconditioning, defaults.steps, defaults.guidance) == ("discrete_v", 50, (12.0, 12.0))
+    assert (defaults.frames, defaults.height, defaults.width, defaults.sigma_max) == (8, pixels, pixels, 14.61)
+    trained, frozen = split(config)
+    assert size(trained) == 1_521_987_562 and not any(path.startswith("unet.") for path in frozen)
+    shape = jax.ShapeDtypeStruct
+    batch = {"video": shape((1, 8, pixels, pixels, 3), jnp.uint8), "tokens": shape((1, 77), jnp.int32)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    loss, _ = jax.eval_shape(make_loss(stage, shapes_of(config.model)), trained, frozen, batch, key)
+    assert (loss.shape, loss.dtype) == ((), jnp.float32)
+
+
+def test_an_ablation_starts_from_sd21():
+    config = recipe("ablation_256x256")
+    ours, theirs = (
+        {path: tuple(x.shape) for path, x in flat_params(shapes_of(model)).items()}
+        for model in (config.model, SVDConfig.sd21())
+    )
+    transfer = resolve(config.init, ours, theirs, what="SD 2.1")
+    assert sum(math.prod(ours[path]) for path in transfer.new) == TEMPORAL and not transfer.dropped
+
+
 def test_temporal_finetuning_trains_exactly_the_temporal_layers():
     trained, frozen = split(recipe("finetune_svd", "--unet.part", "temporal"))
     assert (size(trained), len(trained)) == (TEMPORAL, 738)
@@ -184,6 +211,8 @@ def test_the_temporal_decoder_starts_from_the_published_image_decoder():
 def test_impossible_settings_are_refused():
     with pytest.raises(UserError, match="image-share 2"):
         DiffusionStage(image_share=2.0)
+    with pytest.raises(UserError, match="offset-noise -1"):
+        DiffusionStage(offset_noise=-1.0)
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +261,13 @@ def test_what_a_video_draws_depends_on_its_row_alone(loss, batch):
     assert float(whole) == pytest.approx(np.mean(parts), rel=1e-5)
     other = batch | {"row": batch["row"] + 4}
     assert abs(float(loss(other, **settings)[0]) - float(whole)) > 1e-3
+
+
+def test_offset_noise_and_discrete_levels_change_what_is_drawn(loss, batch):
+    plain, offset, discrete = (
+        float(loss(batch, **settings)[0]) for settings in ({}, {"offset_noise": 0.5}, {"discrete": True})
+    )
+    assert min(abs(plain - offset), abs(plain - discrete)) > 1e-4
 
 
 def test_the_bands_and_counts_add_up(loss, batch):
