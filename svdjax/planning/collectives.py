@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_OP = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(?:-start)?\(")
+_OP = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"(pred|[a-z]+\d+)[a-z0-9]*\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -36,18 +37,23 @@ class Collective:
 def collectives_of(hlo: str) -> list[Collective]:
     """The collectives of a program, given as text of its optimised HLO.
 
-    A loop whose length the compiler does not know counts once.
+    A loop whose length the compiler does not know counts once. A collective that a TPU carries out while it
+    computes is written into each of the fusions beside which it runs, under one channel, and counts once, too.
     """
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     computations, entry = _computations(hlo)
-    waiting = [(entry, 1)]
+    waiting, seen = [(entry, 1)], set()
     while waiting:
         name, times = waiting.pop()
         for line in computations.get(name, ()):
-            if found := _OP.search(line):
+            channel = _CHANNEL.search(line)
+            if (found := _OP.search(line)) and not (channel and (found[2], channel[1]) in seen):
                 counts[found[2]] += times
-                sizes[found[2]] += times * _bytes(found[1])
+                sizes[found[2]] += times * _bytes(
+                    found[1], asynchronous=bool(found[3]) and found[2] != "all-reduce"
+                )
+                seen |= {(found[2], channel[1])} if channel else set()
             trips = int(found[1]) if (found := _TRIPS.search(line)) else 1
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
@@ -69,12 +75,13 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _bytes(shape: str) -> int:
-    """Of an array; of the largest of a tuple, which an asynchronous operation gives."""
-    return max(
-        (_width(kind) * math.prod(map(int, filter(None, axes.split(",")))) for kind, axes in _ARRAY.findall(shape)),
-        default=0,
-    )
+def _bytes(shape: str, *, asynchronous: bool) -> int:
+    """Of all arrays that an operation results in; one that only starts names its operands, too, first."""
+    *operands, results = shape.split("), (")
+    sizes = [
+        _width(kind) * math.prod(map(int, filter(None, axes.split(",")))) for kind, axes in _ARRAY.findall(results)
+    ]
+    return max(sizes) if asynchronous and not operands else sum(sizes)
 
 
 def _width(kind: str) -> int:

@@ -34,8 +34,11 @@ HLO = """HloModule step
   ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
 ENTRY %main.4 (x: f32[16]) -> f32[16] {
-  %start = (f32[16]{0}, f32[16]{0}) all-reduce-start(f32[16]{0} %x), to_apply=%add.1
-  %done = f32[16]{0} all-reduce-done(%start)
+  %start = (f32[16]{0}, bf16[8]{0}) all-reduce-start(f32[16]{0} %x, bf16[8]{0} %z), to_apply=%add.1
+  %done = (f32[16]{0}, bf16[8]{0}) all-reduce-done(%start)
+  %one = (u8[3]{0}, u8[12]{0}) all-gather-start(u8[3]{0} %a), channel_id=7
+  %two = ((u8[3]{0}, u8[3]{0}), (u8[12]{0}, u8[12]{0})) all-gather-start(%a, %b), channel_id=8
+  %again = u8[12]{0} all-gather(u8[3]{0} %a), channel_id=7
   %loop = (s32[], u8[4]) while(%t), condition=%cond.3, body=%body.2, backend_config={"known_trip_count":{"n":"5"}}
   ROOT %moved = u8[3,2]{1,0} collective-permute(u8[3,2]{1,0} %y), source_target_pairs={{0,1}}
 }
@@ -44,8 +47,8 @@ ENTRY %main.4 (x: f32[16]) -> f32[16] {
 
 def test_collectives_are_counted_by_kind_and_loops_by_their_length():
     gather, reduce, permute = collectives_of(HLO)
-    assert gather == Collective(kind="all-gather", count=5, bytes=5 * 4 * 8 * 2)
-    assert reduce == Collective(kind="all-reduce", count=1, bytes=16 * 4)
+    assert gather == Collective(kind="all-gather", count=5 + 2, bytes=5 * 4 * 8 * 2 + 3 * 12)
+    assert reduce == Collective(kind="all-reduce", count=1, bytes=16 * 4 + 8 * 2)
     assert permute == Collective(kind="collective-permute", count=1, bytes=6)
     assert (gather.sent, reduce.sent) == (gather.bytes, 2 * reduce.bytes)
 
