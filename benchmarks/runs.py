@@ -24,6 +24,13 @@ def demo_run(name: str, folder: Path, *, seed: int = 0, steps: int | None = None
     return dataclasses.replace(config, out=folder / f"{name}_{seed}", seed=seed, data=data, **stages)
 
 
+def known_frames(folder: Path, *, seed: int = 0, steps: int | None = None) -> Path:
+    """The model for all tasks with known frames, by its two committed configurations, one after the other."""
+    pairs = trained(demo_run("demo_frame_interpolation", folder / "pairs", seed=seed, steps=steps))
+    config = demo_run("demo_known_frames", folder, seed=seed, steps=steps)
+    return trained(dataclasses.replace(config, init_from=str(pairs)))
+
+
 def trained(config: RunConfig) -> Path:
     """What a run leaves; it is trained, or goes on where it stopped, unless it is finished.
 

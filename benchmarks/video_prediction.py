@@ -1,6 +1,6 @@
 """Video prediction, measured: how near are the frames that follow to the true ones, and what if nothing moved on?
 
-Command: python -m benchmarks.video_prediction CHECKPOINT   (of configs/demo_known_frames.py; needs ".[measure]")
+Command: python -m benchmarks.video_prediction [CHECKPOINT]   (the bundled one by default; needs ".[measure]")
 
 The first 4 of 8 frames of clips of the built-in world are given, clips that no training run draws (seed 2). Prints
 one JSON object with the PSNR in dB of each of the other 4 frames against the true ones, in the half of the clips in
@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from benchmarks.demo import SEED, filled_in, psnr, reconstruct
-from benchmarks.runs import demo_run, trained
+from benchmarks.runs import known_frames
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model
 from svdjax.data.motion import flow_fields
@@ -53,8 +53,8 @@ def warped_on(known: np.ndarray, ahead: int) -> np.ndarray:
 
 
 def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path]:
-    """The model of the committed configuration."""
-    return (trained(demo_run("demo_known_frames", folder, seed=seed, steps=steps)),)
+    """The model for all tasks with known frames, beside the folder: two benchmarks measure the same one."""
+    return (known_frames(folder.with_name("known_frames"), seed=seed, steps=steps),)
 
 
 def measure(checkpoint: Path, *, clips: int = 64, seeds: int = 3, **defaults: Any) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def row(found: dict[str, Any]) -> tuple[str, str]:
 def main() -> None:
     """Print the figures of a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=BUNDLED[0])
     print(json.dumps(measure(parser.parse_args().checkpoint), indent=1))
 
 

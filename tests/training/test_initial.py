@@ -230,7 +230,6 @@ def test_the_path_of_the_camera_is_new_to_sv3d_u_and_counts_nothing_at_first(tmp
         ("demo_camera", {"unet.down.1.attn", "unet.up.1.attn"}),
         ("demo_camera_lora", set()),
         ("demo_frame_interpolation", {"missing_frame"}),
-        ("demo_known_frames", set()),
         ("demo_multi_view", set()),
     ],
 )

@@ -169,6 +169,15 @@ def test_the_text_demo_adds_to_its_image_model_what_videos_need(tmp_path):
     assert any(path.startswith("text_encoder.") for path in start.loaded)
 
 
+def test_the_demo_of_known_frames_adds_attention_to_that_of_interpolation(tmp_path):
+    pairs = tmp_path / "pairs.safetensors"
+    save_model(random_model(SVD, recipe("demo_frame_interpolation").model), pairs)
+    config = recipe("demo_known_frames", "--init-from", str(pairs))
+    start = initial(config, Console(quiet=True))
+    assert {".".join(path.split(".")[:4]) for path in start.new} == {"unet.down.1.attn", "unet.up.1.attn"}
+    assert start.loaded.keys() | set(start.new) == flat_params(shapes_of(config.model)).keys()
+
+
 def test_the_stages_of_the_text_demo_differ_in_what_videos_need():
     pictures, videos = recipe("demo_text_to_image"), recipe("demo_text_to_video")
     unet = dataclasses.replace(pictures.model.unet, temporal=True, vector_dim=128)

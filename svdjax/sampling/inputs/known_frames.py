@@ -111,12 +111,14 @@ def _placed(args: Sample, defaults: SamplingDefaults, at: tuple[int, ...]) -> Gi
 
 _SCALARS = ("motion_bucket", "noise_aug")
 _BETWEEN = ("frame_interpolation", "first_last", "known_frames")
+RATE = 4  # the paper's: as many times as many frames
 # All of one clip: each fourth frame, its first and fifth one, and the whole.
 PAIRS = Reader(
     models=_BETWEEN,
     options=("photos", *_SCALARS),
     read=read_pairs,
     photos=(ASSETS / "demo_clip_sparse.mp4",),
+    frames=RATE + 1,
 )
 ENDS = Reader(
     models=_BETWEEN,
