@@ -254,4 +254,4 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[str, str]:
     beside = path.parent / "adapter_config.json"
     if _PEFT in metadata or path.name != "adapter_model.safetensors" or not beside.is_file():
         return _PEFT, metadata.get(_PEFT, "{}")
-    return beside.name, beside.read_text()
+    return beside.name, beside.read_text(errors="replace")
