@@ -62,10 +62,15 @@ def filled_in(model: SVD, video: np.ndarray, known: np.ndarray, seeds: int, **de
     Args:
         known: which frames are given, [t]. defaults: see `pipeline_of`.
     """
-    known = np.broadcast_to(known, video.shape[:2])
-    given = np.where(known[..., None, None, None], video, 0).astype(np.float32)
+    given = shown(video, known)
     samplers = (pipeline_of(model, seed=seed, frames=video.shape[1], **defaults) for seed in range(seeds))
-    return [from_uint8(sampler(video=given, known=known)) for sampler in samplers]
+    return [from_uint8(sampler(**given)) for sampler in samplers]
+
+
+def shown(video: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
+    """What a model of known frames is given of clips [b t h w 3]; ``known`` is [t] or [b t]."""
+    known = np.broadcast_to(known, video.shape[:2])
+    return {"video": np.where(known[..., None, None, None], video, 0).astype(np.float32), "known": known}
 
 
 def reconstruct(model: SVD, video: np.ndarray) -> np.ndarray:

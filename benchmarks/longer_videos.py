@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.demo import SEED, pipeline_of
+from benchmarks.demo import SEED, pipeline_of, shown
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model
 from svdjax.data.sprites import World, draw_clips
@@ -60,12 +60,6 @@ def again(pipeline: Pipeline, images: np.ndarray) -> np.ndarray:
     return np.concatenate(made, axis=1)
 
 
-def beginning(clips: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """What a model of known frames is given of clips [b t h w 3]: their first ``count`` frames."""
-    known = np.broadcast_to(np.arange(clips.shape[1]) < count, clips.shape[:2])
-    return {"video": np.where(known[..., None, None, None], clips, 0), "known": known}
-
-
 def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path]:
     """The bundled demo: going on takes no training."""
     del folder, seed, steps
@@ -93,7 +87,7 @@ def measure(
         judge("picture", again(pipeline_of(model, **how), clips[:, 0]), frames - 1)
     for overlap in overlaps:
         pipeline = pipeline_of(model, windows=WINDOWS, overlap=overlap, **how)
-        start = {"images": clips[:, 0]} if pictures else beginning(clips, overlap)
+        start = {"images": clips[:, 0]} if pictures else shown(clips, np.arange(frames) < overlap)
         judge(f"overlap {overlap}", from_uint8(pipeline(**start)), frames - overlap)
     about = {"checkpoint": str(checkpoint), "videos": videos, "seed": SEED, "windows": WINDOWS, **defaults}
     return {**about, "ways": ways}

@@ -24,7 +24,7 @@ from svdjax.training.transfer import Init
 
 
 def model() -> SVDConfig:
-    """That of configs/demo_frame_interpolation.py, with attention on one level more, which carries things along."""
+    """That of configs/demo_frame_interpolation.py, with attention on one level more."""
     demo = open_checkpoint(DEMO_CHECKPOINT).config
     return dataclasses.replace(
         demo,

@@ -47,13 +47,11 @@ def collectives_of(hlo: str) -> list[Collective]:
     while waiting:
         name, times = waiting.pop()
         for line in computations.get(name, ()):
-            channel = _CHANNEL.search(line)
-            if (found := _OP.search(line)) and not (channel and (found[2], channel[1]) in seen):
+            if (found := _OP.search(line)) and (operation := _identity(found[2], line)) not in seen:
+                seen.add(operation)
                 counts[found[2]] += times
-                sizes[found[2]] += times * _bytes(
-                    found[1], asynchronous=bool(found[3]) and found[2] != "all-reduce"
-                )
-                seen |= {(found[2], channel[1])} if channel else set()
+                names_operands = bool(found[3]) and found[2] != "all-reduce"
+                sizes[found[2]] += times * _bytes(found[1], names_operands=names_operands)
             trips = int(found[1]) if (found := _TRIPS.search(line)) else 1
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
@@ -75,13 +73,19 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _bytes(shape: str, *, asynchronous: bool) -> int:
+def _identity(kind: str, line: str) -> object:
+    """The same for all that is written of one operation; one without a channel is written once."""
+    channel = _CHANNEL.search(line)
+    return (kind, channel[1]) if channel else object()
+
+
+def _bytes(shape: str, *, names_operands: bool) -> int:
     """Of all arrays that an operation results in; one that only starts names its operands, too, first."""
     *operands, results = shape.split("), (")
     sizes = [
         _width(kind) * math.prod(map(int, filter(None, axes.split(",")))) for kind, axes in _ARRAY.findall(results)
     ]
-    return max(sizes) if asynchronous and not operands else sum(sizes)
+    return max(sizes, default=0) if names_operands and not operands else sum(sizes)
 
 
 def _width(kind: str) -> int:

@@ -127,7 +127,7 @@ RANK2 = {A: np.ones((2, 64), np.float32), B: np.ones((64, 2), np.float32)}
         (
             RANK2,
             {"lora_adapter_metadata": '{"unet.r": 8}'},
-            "says rank 8, its matrices have 2",
+            "its lora_adapter_metadata says rank 8, its matrices have 2",
         ),
         (RANK2, {"lora_adapter_metadata": "[]"}, "lora_adapter_metadata is malformed"),
         (
