@@ -30,6 +30,7 @@ from svdjax.sampling.images import from_uint8, to_uint8
 BUNDLED = (CHECKPOINTS["frame_interpolation"],)
 QUICK = MappingProxyType({"clips": 16, "seeds": 1, "steps": 12})
 FRAMES = 5
+train = known_frames
 
 
 def interpolations(video: np.ndarray) -> dict[str, np.ndarray]:
@@ -42,11 +43,6 @@ def interpolations(video: np.ndarray) -> dict[str, np.ndarray]:
 def between(made: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """PSNR of the frames between the ends of each clip."""
     return psnr(made[:, 1:-1].astype(np.float64), truth[:, 1:-1])
-
-
-def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path]:
-    """The model for all tasks with known frames, beside the folder: two benchmarks measure the same one."""
-    return (known_frames(folder.with_name("known_frames"), seed=seed, steps=steps),)
 
 
 def measure(checkpoint: Path, *, clips: int = 64, seeds: int = 3, **defaults: Any) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def measure(
 ) -> dict[str, Any]:
     """Seam error and jerk of each way to go on; see `pipeline_of`."""
     model = load_model(checkpoint, dtype=np.float32)
-    clips = from_uint8(np.stack([clip.frames for clip in draw_clips(World(), SEED, videos)]))
     frames, ways = model.config.defaults.frames, {}
+    clips = from_uint8(np.stack([clip.frames for clip in draw_clips(World(frames=frames), SEED, videos)]))
     pictures = model.missing_frame is None
 
     def judge(name: str, made: np.ndarray, step: int) -> None:

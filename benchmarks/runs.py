@@ -24,11 +24,15 @@ def demo_run(name: str, folder: Path, *, seed: int = 0, steps: int | None = None
     return dataclasses.replace(config, out=folder / f"{name}_{seed}", seed=seed, data=data, **stages)
 
 
-def known_frames(folder: Path, *, seed: int = 0, steps: int | None = None) -> Path:
-    """The model for all tasks with known frames, by its two committed configurations, one after the other."""
+def known_frames(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path]:
+    """The model for all tasks with known frames, by its two committed configurations, one after the other.
+
+    It lies beside the folder: two benchmarks measure the same one.
+    """
+    folder = folder.with_name("known_frames")
     pairs = trained(demo_run("demo_frame_interpolation", folder / "pairs", seed=seed, steps=steps))
     config = demo_run("demo_known_frames", folder, seed=seed, steps=steps)
-    return trained(dataclasses.replace(config, init_from=str(pairs)))
+    return (trained(dataclasses.replace(config, init_from=str(pairs))),)
 
 
 def trained(config: RunConfig) -> Path:

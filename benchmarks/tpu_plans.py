@@ -1,4 +1,4 @@
-"""Plans of every stage on v5e chips, and of some on others, for docs/tpu_plans.md.
+"""Plans of every stage on 16 chips of each kind, and of some on other slices, for docs/tpu_plans.md.
 
 ``python -m benchmarks.tpu_plans [--only TEXT]``: each plan is made in a process of its own, in minutes and up to
 10 GB. What is done is kept in ``benchmarks/tpu_plans.json``: a second start goes on where the first one stopped,
@@ -20,7 +20,6 @@ from svdjax.conversion.output import finished
 from svdjax.planning.chips import CHIPS
 from svdjax.planning.plan import NO_ROOM, PROGRAM, WORKING
 from svdjax.training.config import RunConfig, load_config
-from svdjax.training.flops import peak_flops
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "tpu_plans.md"
@@ -33,7 +32,7 @@ class Row:
     """One plan: the stage of a configuration on a slice, one clip for each chip or group of chips that share it.
 
     Attributes:
-        nested: recompute the parts of a transformer one by one.
+        nested: recompute the parts of a transformer one by one. accumulate: parts of a batch, one after another.
         sampling: compile sampling from its model on one chip instead; of training, buffers are placed.
     """
 
@@ -42,21 +41,32 @@ class Row:
     fsdp: int = 1
     context: int = 1
     nested: bool = False
+    accumulate: int = 1
     sampling: bool = False
 
     @property
     def name(self) -> str:
         """Key of the row in the results."""
         mesh = "sampling" if self.sampling else f"{self.fsdp}x{self.context}"
-        return f"{self.config} {self.topology} {mesh}" + (" nested" if self.nested else "")
+        name = f"{self.config} {self.topology} {mesh}" + (" nested" if self.nested else "")
+        return name + (f" in {self.accumulate}" if self.accumulate > 1 else "")
+
+    @property
+    def batch(self) -> int:
+        """Clips in a step."""
+        return self.fsdp * self.accumulate
 
 
 RUNS = (
     *("image_time_embed", "image", "video_256x384", "video_320x576", "image_to_video_320x576", "svd", "svd_xt"),
     *("text_to_video_576x1024", "camera_lora", "multi_view", "sv3d", "frame_interpolation", "temporal_decoder"),
 )
-SLICES = {run: Row(config=run, topology="v5e:4x4", fsdp=16) for run in RUNS}
+SIXTEEN = {"v5e": "v5e:4x4", "v5p": "v5p:2x2x4", "v6e": "v6e:4x4", "v4": "v4:2x2x4"}
+SLICES = {
+    (run, chip): Row(config=run, topology=topology, fsdp=16) for chip, topology in SIXTEEN.items() for run in RUNS
+}
 OTHERS = [
+    Row(config="svd_xt", topology="v5e:8x8", fsdp=16, context=4, nested=True, accumulate=48),
     Row(config="svd_xt", topology="v5e:8x8", fsdp=64),
     Row(config="svd_xt", topology="v5e:8x8", fsdp=16, context=4),
     Row(config="svd_xt", topology="v5e:8x8", fsdp=16, context=4, nested=True),
@@ -80,7 +90,7 @@ def main() -> None:
             results[row.name] = _made(row)
             _write(RESULTS, json.dumps(results, indent=1) + "\n")
     page, results = PAGE.read_text(), _results()
-    for name, made in (("plans", others(results)), ("slices", slices(results))):
+    for name, made in (("plans", others(results)), ("slices", slices(results)), ("sent", sent(results))):
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, rest = page.split(start)
         page = f"{before}{start}\n{made}{end}{rest.split(end)[1]}"
@@ -103,18 +113,30 @@ def others(results: dict[str, list[dict]]) -> str:
 
 
 def slices(results: dict[str, list[dict]]) -> str:
-    """The plans of SLICES that are there, and what their floor would be on 16 chips of other kinds, as Markdown."""
-    columns = ("run", "one clip", "state and frozen", "temporaries", "GiB per chip", *CHIPS, "placed in")
+    """What the plans of SLICES that are there take of a chip, and their floors, as Markdown."""
+    columns = ("run", "one clip", "stays", *(f"{chip}, {CHIPS[chip].hbm_gib} GiB" for chip in CHIPS))
     lines = []
-    for run, row in SLICES.items():
-        for plan in results.get(row.name, ()):
-            clip = " x ".join(map(str, _clip(run)))
-            if "refused" in plan:
-                lines.append([run, clip, "", "", plan["refused"], *[""] * len(CHIPS), ""])
-                continue
-            memory = [f"{_stays(plan):.2f}", f"{plan['memory'][WORKING]:.2f}", f"{plan['total']:.1f}"]
-            floors = [_on(chip, plan["total"], plan["executed"] / plan["batch"]) for chip in CHIPS]
-            lines.append([run, clip, *memory, *floors, _duration(plan)])
+    for run in RUNS:
+        plans = {chip: plan for chip in CHIPS for plan in results.get(SLICES[run, chip].name, ())}
+        if plans:
+            stays = min(_stays(plan) for plan in plans.values() if "refused" not in plan)
+            cells = [_on(plans[chip]) if chip in plans else "" for chip in CHIPS]
+            lines.append([run, " x ".join(map(str, _clip(run))), f"{stays:.2f}", *cells])
+    return _markdown(columns, lines)
+
+
+def sent(results: dict[str, list[dict]], chip: str = "v5p") -> str:
+    """What 16 chips of a kind send each other in a step of SLICES, as Markdown."""
+    columns = ("run", "gathered", "added up", "exchanged", "links", "computing, one clip", "clips for equal times")
+    lines = []
+    for run in RUNS:
+        for plan in results.get(SLICES[run, chip].name, ()):
+            sizes = {each["kind"]: each["bytes"] / 2**30 for each in plan.get("collectives") or ()}
+            if sizes:
+                gathered, added = sizes.pop("all-gather", 0), sizes.pop("all-reduce", 0)
+                gib = (f"{size:.2f} GiB" for size in (gathered, added, sum(sizes.values())))
+                links, floor = plan["transfer"], plan["floor"]
+                lines.append([run, *gib, f"{links:.2g} s", f"{floor:.2g} s", f"{links / floor:.1f}"])
     return _markdown(columns, lines)
 
 
@@ -128,9 +150,8 @@ def _run(run: str) -> RunConfig:
     return load_config([str(CONFIGS / f"{run}.py")], default=CONFIGS)
 
 
-def _on(chip: str, total: float, executed: float) -> str:
-    seconds = executed / peak_flops(f"TPU {chip}")
-    return f"{seconds:.2g} s" if total <= CHIPS[chip].hbm_gib else f"({seconds:.2g} s)"
+def _on(plan: dict) -> str:
+    return plan["refused"] if "refused" in plan else f"{plan['total']:.1f} GiB, {plan['floor']:.2g} s"
 
 
 def _markdown(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
@@ -186,12 +207,13 @@ def _made(row: Row) -> list[dict]:
     if NO_ROOM not in done.stderr:
         raise SystemExit(f"{row.name}: exit code {done.returncode}: {done.stderr[-2000:]}")
     mesh = {"data": 1, "fsdp": row.fsdp, "context": row.context}
-    return [{"mesh": mesh, "batch": row.fsdp, "refused": done.stderr.splitlines()[-1].split(": ", 2)[-1]}]
+    return [{"mesh": mesh, "batch": row.batch, "refused": done.stderr.splitlines()[-1].split(": ", 2)[-1]}]
 
 
 def _mesh(row: Row) -> list[str]:
-    batch = [f"--{_run(row.config).stages()[-1].name}.batch", str(row.fsdp)]
-    mesh = ["--mesh.fsdp", str(row.fsdp), "--mesh.context", str(row.context), *batch]
+    stage = _run(row.config).stages()[-1].name
+    parts = [f"--{stage}.batch", str(row.batch), f"--{stage}.accumulate", str(row.accumulate)]
+    mesh = ["--mesh.fsdp", str(row.fsdp), "--mesh.context", str(row.context), *parts]
     return [*mesh, "--model.unet.remat", *NESTED] if row.nested else mesh
 
 

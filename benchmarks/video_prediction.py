@@ -33,6 +33,7 @@ from svdjax.sampling.images import from_uint8, to_uint8
 BUNDLED = (CHECKPOINTS["video_prediction"],)
 QUICK = MappingProxyType({"clips": 16, "seeds": 1, "steps": 12})
 KNOWN = 4
+train = known_frames
 
 
 def continued(video: np.ndarray) -> dict[str, np.ndarray]:
@@ -50,11 +51,6 @@ def warped_on(known: np.ndarray, ahead: int) -> np.ndarray:
     frames = range(1, ahead + 1)
     warp = partial(cv2.remap, last, map2=None, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return from_uint8(np.stack([warp(map1=here + frame * back) for frame in frames]))
-
-
-def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Path]:
-    """The model for all tasks with known frames, beside the folder: two benchmarks measure the same one."""
-    return (known_frames(folder.with_name("known_frames"), seed=seed, steps=steps),)
 
 
 def measure(checkpoint: Path, *, clips: int = 64, seeds: int = 3, **defaults: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The paper's ablations of pretraining data: 8 frames of 256x256 from SD 2.1, to compare data sets with each other.
 
 Command:   svdjax train configs/ablation_256x256.py --data.train SUBSET --out runs/SUBSET
-           svdjax sample "a prompt" --checkpoint runs/SUBSET/unet/model.safetensors --sampler ddim
+           svdjax sample --prompt "a prompt" --checkpoint runs/SUBSET/unet/model.safetensors --sampler ddim
 Hardware:  1.52 B parameters with AdamW and EMA in float32: 24 GB, divided over the chips, beside activations.
 Expected:  a model for votes on its samples (docs/voting.md), not for use. Not run by us at full size.
 Paper:     appendix E: SD 2.1 with new temporal layers, all trained, 40,000 steps, batch 256, AdamW at 1e-4; its

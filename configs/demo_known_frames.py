@@ -47,7 +47,7 @@ def config() -> RunConfig:
             steps=4500,
             batch=8,
             optim=OptimConfig(rate=1e-3, b2=0.99, warmup=100, final=0.05),
-            # Where things go is decided where the noise is strong.
+            # More noise than for two known frames: a guess that where things go is decided there.
             sigma=LogNormal(mean=1.5, std=1.6),
             drop=DropRates(context=0.02, concat=0.02, both=0.04),
             ema_decay=0.998,

@@ -6,9 +6,9 @@ style      keys of a layer                                                      
 diffusers  ``unet.MODULE.lora_A.weight`` [rank, in], ``unet.MODULE.lora_B.weight``       in the header, or = rank
            [out, rank]; read also: ``.lora.down.weight``, ``.lora.up.weight``, and
            ``unet.ATTENTION.processor.to_q_lora.down.weight``, ``...up.weight``
-PEFT       the first of these with ``base_model.model.`` or nothing for ``unet.``; read  in the header, or in
-           only                                                                          adapter_config.json beside
-                                                                                         the file, or = rank
+network    the first of these without ``unet.``; read only                               in the header, or = rank
+PEFT       the first of these with ``base_model.model.`` for ``unet.``; read only        in adapter_config.json
+                                                                                         beside the file
 kohya      ``lora_unet_MODULE.lora_down.weight``, ``.lora_up.weight``, with              ``.alpha``, a scalar
            underscores for the dots in MODULE
 =========  ============================================================================  =======================
@@ -17,6 +17,7 @@ MODULE is the layer's name in diffusers' UNet, which the table in `svdjax.conver
 """
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -39,6 +40,9 @@ Style = Literal["diffusers", "kohya"]
 Keys = dict[str, str]  # what a layer's down, up and (kohya) alpha are called
 ALPHA = "alpha"
 STYLES = get_args(Style)
+_PEFT_START = "base_model.model."
+# Where LoRA begins with a part of the weights that it adapts, and takes it out of them.
+_OF_CHANGED_WEIGHTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PEFT = "lora_adapter_metadata"  # the entry of the header in which diffusers keeps PEFT's settings
 # UNets of this family name their layers alike, whatever their sizes: here is every name that a smaller one has (of
 # SD 2.1's, all but those of the layers that take in the time embedding).
@@ -98,8 +102,8 @@ def read_lora(path: Path, unet: UNetConfig) -> LoRA:
         The LoRA, in the file's dtypes.
 
     Raises:
-        UserError: no such file, no LoRA, of another model, or one whose layers are incomplete or differ in rank or
-            alpha.
+        UserError: no such file, no LoRA, of another model, one whose layers are incomplete or differ in rank or
+            alpha, or of a kind that adds to other weights than the model's.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such LoRA file: give a .safetensors file")
@@ -121,7 +125,7 @@ def read_lora(path: Path, unet: UNetConfig) -> LoRA:
     rank = _rank(path, found)
     return LoRA(
         params={f"{layer}.{part}": found[layer][part].T for layer in found for part in (DOWN, UP)},
-        alpha=_alpha(path, found, metadata, rank),
+        alpha=_alpha(path, found, _settings(path, tensors, metadata), rank),
         base=metadata.get("base", ""),
     )
 
@@ -184,9 +188,8 @@ def _styles(unet: UNetConfig) -> dict[str, dict[str, Keys]]:
     names = ("diffusers", "older", "oldest", "kohya", "peft", "network")
     styles: dict[str, dict[str, Keys]] = {name: {} for name in names}
     for layer, module in _modules(unet).items():
-        styles["peft"][layer] = _pair(f"base_model.model.{module}", "lora_A", "lora_B")
-        styles["network"][layer] = _pair(module, "lora_A", "lora_B")
-        styles["diffusers"][layer] = _pair(f"unet.{module}", "lora_A", "lora_B")
+        for style, start in (("diffusers", "unet."), ("peft", _PEFT_START), ("network", "")):
+            styles[style][layer] = _pair(f"{start}{module}", "lora_A", "lora_B")
         styles["older"][layer] = _pair(f"unet.{module}.lora", "down", "up")
         if projection := re.fullmatch(r"(.*attn\d)\.(to_[a-z]+)(\.0)?", module):
             styles["oldest"][layer] = _pair(f"unet.{projection[1]}.processor.{projection[2]}_lora", "down", "up")
@@ -225,20 +228,26 @@ def _rank(path: Path, found: Mapping[str, Mapping[str, np.ndarray]]) -> int:
 
 
 def _alpha(
-    path: Path, found: Mapping[str, Mapping[str, np.ndarray]], metadata: Mapping[str, str], rank: int
+    path: Path, found: Mapping[str, Mapping[str, np.ndarray]], settings: tuple[str, str], rank: int
 ) -> float:
-    """That of the layers, or of PEFT's settings, or as its default the rank."""
+    """That of the layers, or of PEFT's settings, or, where nothing says more, the rank."""
     alphas = {float(parts[ALPHA].item()) if ALPHA in parts else None for parts in found.values()}
     if len(alphas) > 1:
         raise UserError(f"{path}: its layers have several alphas: only one alpha for all is supported")
     (alpha,) = alphas
-    if alpha is not None:
-        return alpha
-    where, settings = _settings(path, metadata)
+    if alpha is None:
+        alpha = _alpha_of_settings(path, *settings, rank)
+    if not 0 < alpha < math.inf:
+        raise UserError(f"{path}: its alpha is {alpha:g}, not a positive number: the file is damaged")
+    return alpha
+
+
+def _alpha_of_settings(path: Path, where: str, settings: str, rank: int) -> float:
+    """The alpha that PEFT's settings name; they may also say that this is no LoRA as others are."""
     try:
         peft = {key.removeprefix("unet."): value for key, value in json.loads(settings).items()}
         stated, alpha = int(peft.get("r", rank)), float(peft.get("lora_alpha", rank))
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path}: its {where} is malformed: write the file again") from None
     if stated != rank:
         raise UserError(f"{path}: its {where} says rank {stated}, its matrices have {rank}: the file is damaged")
@@ -246,12 +255,27 @@ def _alpha(
         raise UserError(
             f"{path}: a variant of LoRA whose layers count differently (see its {where}): not supported"
         )
+    if str(peft.get("init_lora_weights")).lower().startswith(_OF_CHANGED_WEIGHTS):
+        raise UserError(
+            f"{path}: made by {peft['init_lora_weights']}, which changes the model's own weights too: let PEFT "
+            "convert it to a plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
     return alpha
 
 
-def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """PEFT's settings and where they are: diffusers keeps them in the header, PEFT itself beside the file."""
-    beside = path.parent / "adapter_config.json"
-    if _PEFT in metadata or path.name != "adapter_model.safetensors" or not beside.is_file():
+def _settings(path: Path, keys: Iterable[str], metadata: Mapping[str, str]) -> tuple[str, str]:
+    """Where PEFT's settings are, and they: diffusers keeps them in the header, PEFT itself beside the file.
+
+    Raises:
+        UserError: the file is PEFT's, and they are not there.
+    """
+    if _PEFT in metadata or not any(key.startswith(_PEFT_START) for key in keys):
         return _PEFT, metadata.get(_PEFT, "{}")
-    return beside.name, beside.read_text(errors="replace")
+    beside = path.parent / "adapter_config.json"
+    try:
+        return beside.name, beside.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(
+            f"{path}: its alpha is in {beside.name}, which PEFT writes beside it: keep both in one folder "
+            f"({error.strerror})"
+        ) from None

@@ -69,7 +69,7 @@ def denoising_loss(
     Args:
         denoiser: D(x, sigma, cond) of the model in training.
         x0: clean latents, float32 or float64.
-        noise: standard normal.
+        noise: standard normal, or that with an offset (`with_offset`).
         sigma: one positive noise level per video, shared by its frames.
         cond: conditioning of the videos.
         weighting: 1 / c_out^2 of the denoiser's preconditioning is the usual choice.

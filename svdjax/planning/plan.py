@@ -108,9 +108,14 @@ class Plan(Outline):
         return True if PROGRAM in self.memory else None
 
     @property
-    def transfer(self) -> float:
-        """Estimate: seconds of what is sent, over all links of a chip, with nothing else going on meanwhile."""
-        return sum(each.sent for each in self.collectives or ()) / self.chip.link_bandwidth
+    def transfer(self) -> float | None:
+        """Estimate: seconds of what is sent, over all links of a chip, with nothing else going on meanwhile.
+
+        None where the compiler does not show what is sent.
+        """
+        if self.collectives is None:
+            return None
+        return sum(each.sent for each in self.collectives) / self.chip.link_bandwidth
 
     @property
     def step(self) -> float | None:
@@ -118,7 +123,7 @@ class Plan(Outline):
 
         None without the compiler's word: FLOPs alone would promise too much.
         """
-        return None if self.roofline is None else max(self.roofline, self.floor) + self.transfer
+        return None if self.roofline is None else max(self.roofline, self.floor) + (self.transfer or 0)
 
     @property
     def mfu(self) -> float | None:
@@ -240,7 +245,7 @@ def _add_compiled(rows: Table, plan: Plan) -> None:
         rows.add_row("compiler's roofline", f"{plan.roofline:.3g} s, without kernels and transfers")
     for each in plan.collectives or ():
         rows.add_row(each.kind, f"{each.count} times, {each.bytes / GIB:.2f} GiB per chip")
-    rows.add_row("transfers", f"{plan.transfer:.3g} s" if plan.collectives is not None else "not shown by libtpu")
+    rows.add_row("transfers", "not shown by libtpu" if plan.transfer is None else f"{plan.transfer:.3g} s")
     if plan.roofline is not None:
         rows.add_row("duration (estimate)", f"{plan.step:.3g} s")
         rows.add_row("MFU (estimate)", f"{plan.mfu:.0%}")

@@ -72,7 +72,8 @@ def run(args: Sample) -> list[Path]:
     config = checkpoint.config
     reader = reader_of(args, config.task)
     args = dataclasses.replace(args, task=args.task or config.task)
-    settings = resolve(args, dataclasses.replace(config.defaults, frames=reader.frames or config.defaults.frames))
+    frames = config.defaults.frames if args.task == config.task else reader.frames or config.defaults.frames
+    settings = resolve(args, dataclasses.replace(config.defaults, frames=frames))
     defaults = settings.defaults
     if any(side % config.size_multiple for side in (defaults.height, defaults.width)):
         size = f"{defaults.height}x{defaults.width}"

@@ -87,7 +87,7 @@ class DiffusionStage(Stage):
         return task_of(config).prepare(batch)
 
     def loss(self, model: SVD, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
-        cond_key, sigma_key, noise_key = jax.random.split(key, 3)
+        cond_key, sigma_key, noise_key, offset_key = jax.random.split(key, 4)
         rows = batch["row"]
         batch = {**batch, "latents": latents_of(model, batch)}  # which the task may want, too
         x0 = batch["latents"].astype(jnp.float32) * model.config.vae.scaling_factor
@@ -96,7 +96,7 @@ class DiffusionStage(Stage):
         sigma = jax.vmap(lambda key: levels.sample(key, ()))(row_keys(sigma_key, rows))
         noise = video_noise(noise_key, rows, x0.shape[1:])
         if self.offset_noise:
-            noise = with_offset(noise, jax.random.fold_in(noise_key, 1), rows, self.offset_noise)
+            noise = with_offset(noise, offset_key, rows, self.offset_noise)
         denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[model.config.preconditioning])
         eps = model.config.preconditioning == "discrete_eps"
         weighting = EpsWeighting() if eps else VWeighting()  # the squared error of what the network says

@@ -13,7 +13,6 @@ from typing import Any
 from svdjax.data.sampling import ClipSampling
 from svdjax.models.remat import BLOCKS
 from svdjax.models.svd import SVDConfig
-from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
 from svdjax.tasks import DropRates
 from svdjax.training.data import DataConfig
@@ -79,7 +78,7 @@ def ablation_model(size: int) -> SVDConfig:
     """The network of the paper's ablations (appendix E): text only, 8 frames, and SD 2.1's 1000 noise levels."""
     sd21 = SVDConfig.sd21()
     defaults = dataclasses.replace(sd21.defaults, frames=8, height=size, width=size, guidance=(12.0, 12.0))
-    unet = UNetConfig.text_to_video(vector_dim=0)
+    unet = dataclasses.replace(sd21.unet, temporal=True)
     return _memory_saving(dataclasses.replace(sd21, unet=unet, task="text_to_video", defaults=defaults))
 
 

@@ -100,7 +100,7 @@ def test_older_files_of_diffusers_are_read(tmp_path, lora, pattern, projections)
     save_file(tensors, tmp_path / "old.safetensors")
     found = read_lora(tmp_path / "old.safetensors", UNET)
     assert_same(found, replace(lora, params={p: x for p, x in lora.params.items() if p.startswith(f"{OURS}.")}))
-    assert found.alpha == found.rank == 4, "PEFT's default"
+    assert found.alpha == found.rank == 4, "as diffusers takes it where nothing says more"
 
 
 A, B = (f"unet.{MODULE}.to_q.lora_{part}.weight" for part in "AB")
@@ -135,6 +135,15 @@ RANK2 = {A: np.ones((2, 64), np.float32), B: np.ones((64, 2), np.float32)}
             {"lora_adapter_metadata": '{"unet.use_rslora": true}'},
             "a variant of LoRA whose layers count differently",
         ),
+        (RANK2, {"lora_adapter_metadata": '{"unet.r": 1e999}'}, "lora_adapter_metadata is malformed"),
+        (RANK2, {"lora_adapter_metadata": "[" * 100_000}, "lora_adapter_metadata is malformed"),
+        (RANK2, {"lora_adapter_metadata": '{"unet.lora_alpha": NaN}'}, "its alpha is nan, not a positive number"),
+        (RANK2, {"lora_adapter_metadata": '{"unet.lora_alpha": -4}'}, "its alpha is -4, not a positive number"),
+        (
+            RANK2,
+            {"lora_adapter_metadata": '{"unet.init_lora_weights": "pissa_niter_4"}'},
+            "made by pissa_niter_4, which changes the model's own weights too",
+        ),
         ({**RANK2, f"{KOHYA}.alpha": np.ones(())}, {}, None),
         ({A: RANK2[A] * np.nan, B: RANK2[B]}, {}, "NaN or infinite"),
     ],
@@ -147,6 +156,24 @@ def test_mistakes_are_named(tmp_path, tensors, metadata, message):
         return
     with pytest.raises(UserError, match=message):
         read_lora(path, UNET)
+
+
+def test_the_alpha_of_pefts_own_files_is_beside_them(tmp_path):
+    path, beside = tmp_path / "mine.safetensors", tmp_path / "adapter_config.json"
+    save_file({key.replace("unet.", "base_model.model.", 1): x for key, x in RANK2.items()}, path)
+    with pytest.raises(UserError, match=r"its alpha is in adapter_config.json, which PEFT writes beside it"):
+        read_lora(path, UNET)
+    beside.write_text('{"r": 2, "lora_alpha": 16, "init_lora_weights": true}')
+    assert read_lora(path, UNET).alpha == 16
+    beside.write_text('{"r": 4, "lora_alpha": 16}')
+    with pytest.raises(UserError, match=r"its adapter_config.json says rank 4, its matrices have 2"):
+        read_lora(path, UNET)
+    beside.write_bytes(b"\xff\x00{")
+    with pytest.raises(UserError, match=r"its adapter_config.json is malformed"):
+        read_lora(path, UNET)
+    metadata = {"lora_adapter_metadata": '{"unet.r": 2, "unet.lora_alpha": 3}'}
+    save_file({key.replace("unet.", "base_model.model.", 1): x for key, x in RANK2.items()}, path, metadata)
+    assert read_lora(path, UNET).alpha == 3, "the header comes first"
 
 
 def test_files_that_are_none_and_models_that_do_not_fit_are_refused(tmp_path, lora):

@@ -33,24 +33,51 @@ HLO = """HloModule step
 %cond.3 (p: (s32[], bf16[4,8])) -> pred[] {
   ROOT %lt = pred[] compare(%i, %n), direction=LT
 }
+%fused.5 (p: u8[3]) -> u8[12] {
+  ROOT %one = u8[12]{0} all-gather(u8[3]{0} %p), channel_id=7
+}
+%async_collective_fusion.6 (p: u8[3]) -> u8[12] {
+  ROOT %again = u8[12]{0} all-gather(u8[3]{0} %p), channel_id=7
+}
+%fused.7 (p: u8[12]) -> u8[12] {
+  ROOT %last = u8[12]{0} all-gather(u8[3]{0} %p), channel_id=7
+}
+%all-reduce-scatter.8 (p: f32[8]) -> f32[2] {
+  %whole = f32[8]{0} all-reduce(f32[8]{0} %p), channel_id=9, to_apply=%add.1
+}
+%limit.9 (p: (s32[], f32[2])) -> pred[] {
+  %four = s32[]{:T(128)} constant(4)
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i, %four), direction=LT
+}
+%part.10 (p: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %sum = f32[2]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.8
+}
 ENTRY %main.4 (x: f32[16]) -> f32[16] {
   %start = (f32[16]{0}, bf16[8]{0}) all-reduce-start(f32[16]{0} %x, bf16[8]{0} %z), to_apply=%add.1
   %done = (f32[16]{0}, bf16[8]{0}) all-reduce-done(%start)
-  %one = (u8[3]{0}, u8[12]{0}) all-gather-start(u8[3]{0} %a), channel_id=7
+  %async-collective-start.1 = (u8[3]{0}, u8[12]{0}) fusion(%a), kind=kCustom, calls=%fused.5
+  %beside = (u8[3]{0}, u8[12]{0}) fusion(%async-collective-start.1), kind=kCustom, calls=%async_collective_fusion.6
+  %async-collective-done.1 = u8[12]{0} fusion(%beside), kind=kCustom, calls=%fused.7
+  %mapped = f32[4]{0} all-reduce(f32[4]{0} %v), channel_id=1, to_apply=%add.1
+  %mapped.1 = f32[8]{0} all-reduce(f32[8]{0} %w), channel_id=1, to_apply=%add.1
   %two = ((u8[3]{0}, u8[3]{0}), (u8[12]{0}, u8[12]{0})) all-gather-start(%a, %b), channel_id=8
-  %again = u8[12]{0} all-gather(u8[3]{0} %a), channel_id=7
   %loop = (s32[], u8[4]) while(%t), condition=%cond.3, body=%body.2, backend_config={"known_trip_count":{"n":"5"}}
+  %parts = (s32[], f32[2]) while(%u), condition=%limit.9, body=%part.10
+  %first = f32[2]{0} reduce-scatter(%x), channel_id=3, replica_groups={{0,1,2},{3,4,5}}, to_apply=%add.1
+  %second = f32[2]{0} reduce-scatter(%x), replica_groups=mesh['axis_0'=5,'axis_1'=2] {'axis_0'}, to_apply=%add.1
+  %third = f32[2]{0} reduce-scatter(%x), channel_id=5, replica_groups=[3,7]<=[21], to_apply=%add.1
   ROOT %moved = u8[3,2]{1,0} collective-permute(u8[3,2]{1,0} %y), source_target_pairs={{0,1}}
 }
 """
 
 
 def test_collectives_are_counted_by_kind_and_loops_by_their_length():
-    gather, reduce, permute = collectives_of(HLO)
+    gather, reduce, scatter, permute = collectives_of(HLO)
     assert gather == Collective(kind="all-gather", count=5 + 2, bytes=5 * 4 * 8 * 2 + 3 * 12)
-    assert reduce == Collective(kind="all-reduce", count=1, bytes=16 * 4 + 8 * 2)
+    assert reduce == Collective(kind="all-reduce", count=3, bytes=(16 + 4 + 8) * 4 + 8 * 2)
+    assert scatter == Collective(kind="reduce-scatter", count=4 + 3, bytes=4 * 8 * 4 + (3 + 5 + 7) * 2 * 4)
     assert permute == Collective(kind="collective-permute", count=1, bytes=6)
-    assert (gather.sent, reduce.sent) == (gather.bytes, 2 * reduce.bytes)
+    assert (gather.sent, reduce.sent, scatter.sent) == (gather.bytes, 2 * reduce.bytes, scatter.bytes)
 
 
 def test_an_estimate_is_compute_and_transfers():

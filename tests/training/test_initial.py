@@ -143,6 +143,23 @@ def test_with_images_the_video_model_is_exactly_the_image_model(chain, x64):
     assert np.abs(got(~only) - want).max() > 1e-3
 
 
+def test_the_ablations_start_from_sd21_and_from_each_other(sd21, chain, tmp_path):
+    def path_of(model, name):
+        save_native(model, tmp_path / name)
+        return tmp_path / name
+
+    declared = tiny_recipe("ablation_256x256", sd21).init.new
+    small, model, _ = start_of(tiny_recipe("ablation_256x256", sd21))
+    assert small.loaded.keys() == random_checkpoint(tiny(SVDConfig.sd21()), seed=1).params.keys()
+    before = path_of(model, "ablation_256x256.safetensors")
+    assert_all_loaded(model, start_of(tiny_recipe("ablation_512x512", before))[1])
+    image = path_of(chain["image"][1], "image.safetensors")
+    with pytest.raises(UserError, match=r"179 missing: unet\.down\.0\.attn\.0\.frame_embed"):
+        start_of(tiny_recipe("ablation_512x512", image))
+    large, _, _ = start_of(tiny_recipe("ablation_512x512", image, new=declared))
+    assert large.new == small.new and large.loaded.keys() == small.loaded.keys()
+
+
 @pytest.mark.parametrize(("before", "after"), [("video_256x384", "video_320x576"), ("svd", "svd_xt")])
 def test_later_sizes_load_everything(chain, before, after):
     assert_all_loaded(chain[before][1], chain[after][1])

@@ -112,11 +112,12 @@ def test_the_loss_of_a_recipe_can_be_traced_at_full_size(name):
 
 
 @pytest.mark.parametrize(("pixels", "steps"), [(256, 40_000), (512, 50_000)])
-def test_the_ablations_are_what_the_paper_says(pixels, steps):
+def test_the_ablations_are_the_papers_where_it_says_something(pixels, steps):
     config = recipe(f"ablation_{pixels}x{pixels}")
     stage, sampling, defaults = config.unet, config.data.sampling, config.model.defaults
     assert (sampling.frames, sampling.size, stage.steps) == (8, (pixels, pixels), steps)
     assert (stage.batch, stage.optim.rate, stage.discrete, stage.drop.context) == (256, 1e-4, True, 0.1)
+    assert (stage.offset_noise, stage.ema_decay, sampling.captions) == (0.1, 0.9999, True)
     assert (config.model.preconditioning, defaults.steps, defaults.guidance) == ("discrete_v", 50, (12.0, 12.0))
     assert (defaults.frames, defaults.height, defaults.width, defaults.sigma_max) == (8, pixels, pixels, 14.61)
     trained, frozen = split(config)
@@ -256,14 +257,15 @@ def loss(model, tmp_path_factory):
         chosen = dataclasses.replace(stage, **dict(settings))
         return jax.jit(lambda params, *args: chosen.loss(load_flat(shapes_of(MODEL), params, what="a test"), *args))
 
-    def run(batch, params=None, **settings):
-        return compiled(tuple(settings.items()))({**flat, **(params or {})}, batch, jax.random.key(3))
+    def run(batch, params=None, seed=3, **settings):
+        return compiled(tuple(settings.items()))({**flat, **(params or {})}, batch, jax.random.key(seed))
 
     return run
 
 
-def test_what_a_video_draws_depends_on_its_row_alone(loss, batch):
-    settings = {"drop": DropRates(context=0.3, concat=0.3, both=0.2), "image_share": 0.5}
+@pytest.mark.parametrize("levels", [{}, {"offset_noise": 0.1, "discrete": True}])
+def test_what_a_video_draws_depends_on_its_row_alone(loss, batch, levels):
+    settings = {"drop": DropRates(context=0.3, concat=0.3, both=0.2), "image_share": 0.5, **levels}
     whole, _ = loss(batch, **settings)
     half = [jax.tree.map(lambda x, rows=rows: x[jnp.asarray(rows)], batch) for rows in ([3, 1], [0, 2])]
     parts = [float(loss(part, **settings)[0]) for part in half]
@@ -277,6 +279,8 @@ def test_offset_noise_and_discrete_levels_change_what_is_drawn(loss, batch):
         float(loss(batch, **settings)[0]) for settings in ({}, {"offset_noise": 0.5}, {"discrete": True})
     )
     assert min(abs(plain - offset), abs(plain - discrete)) > 1e-4
+    counts = [loss(batch, seed=seed, discrete=True)[1]["loss/sigma_25-inf"][1] for seed in range(8)]
+    assert sum(counts) == 0, "the largest of SD 2.1's levels is 14.61"
 
 
 def test_the_bands_and_counts_add_up(loss, batch):

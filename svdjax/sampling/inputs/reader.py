@@ -60,7 +60,7 @@ class Reader:
         options: fields of `Sample` that are read here, of those that not every task reads.
         read: reads them, given the size of the videos; raises UserError where one is missing or unusable.
         photos: what to take of the bundled files where the user names none.
-        frames: of a video, for models of several tasks; None is the model's own number.
+        frames: of a video by a model that was trained for another task; None is the model's own number.
     """
 
     models: tuple[str, ...]
