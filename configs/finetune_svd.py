@@ -3,6 +3,7 @@
 Command:   svdjax train configs/finetune_svd.py --init-from svd.safetensors --data.train DIR --data.validation DIR
 Temporal:  add --unet.part temporal: 656 M of 1,525 M parameters, so less than half of the gradients and moments.
 SVD-XT:    --init-from svd_xt.safetensors --data.sampling.frames 25 --model.defaults.frames 25
+           --model.defaults.steps 30 --model.defaults.guidance 1.5 3.0
 Smaller:   --data.sampling.size 320 576 --model.defaults.height 320 --model.defaults.width 576 --unet.sigma.mean 0.7
 Images:    --unet.image-share 0.2 takes the frames of every fifth clip as images, without the temporal layers.
 Hardware:  24 GB of parameters, moments and EMA beside activations: several chips for full training;

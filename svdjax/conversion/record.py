@@ -76,8 +76,10 @@ def resolve(args: Record, config: SVDConfig) -> SamplingDefaults:
     Raises:
         UserError: the reference cannot run this model, or not with these values; the message names the option.
     """
-    if config.task != "image_to_video" or not config.vae.temporal_decoder:
+    if config.task != "image_to_video":
         raise UserError(f"{args.checkpoint}: a model for {config.task}; diffusers runs only image-to-video ones")
+    if not config.vae.temporal_decoder:
+        raise UserError(f"{args.checkpoint}: has an image decoder, which diffusers' video pipeline cannot run")
     given = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(SamplingDefaults)}
     values = dataclasses.replace(config.defaults, **{k: v for k, v in given.items() if v is not None})
     if args.seed < 0:

@@ -15,6 +15,7 @@ kept verbatim as extras, as are the parts of CLIP's text tower that these files 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +42,7 @@ FIRST_STAGE = "first_stage_model."
 VISION = "conditioner.embedders.0.open_clip.model."
 LDM_TEXT = "cond_stage_model.model."
 SGM_TEXT = "conditioner.embedders.0.model."
+_XT = re.compile(r"(^|[_-])xt([_-]|$)", re.IGNORECASE)  # svd_xt, svd_xt_1_1, svd_xt_image_decoder
 CONFIG_KEY = "svdjax_config"  # in the metadata of the files that we write
 
 # Keys of the original files that are no weights: constants of the noise schedule, buffers, and averaged copies of
@@ -194,7 +196,7 @@ def _preset(temporal: bool, vector_dim: int, layout: Layout, options: Options, w
     for preset in (SVDConfig.svd(), SVDConfig.sv3d_p(), SVDConfig.sv3d_u()):
         whole = sum(width for _, width in preset.scalars) // 256  # widths are multiples of the first one
         if Layout.of(preset) == layout and vector_dim and vector_dim % whole == 0:
-            return SVDConfig.svd_xt() if preset == SVDConfig.svd() and "xt" in what.rsplit("/")[-1] else preset
+            return SVDConfig.svd_xt() if preset == SVDConfig.svd() and _XT.search(Path(what).stem) else preset
     if layout.encoder == FIRST_STAGE:
         return SVDConfig.text_to_video()
     raise UserError(f"{what}: {vector_dim} channels of vector conditioning with {layout.encoder} fit no known task")
@@ -214,8 +216,17 @@ def _assumptions(config: SVDConfig, options: Options) -> list[str]:
     notes = []
     if options.head_dim is None and config.unet.channels != SVDConfig.svd().unet.channels:
         notes.append(f"assumed heads of {config.unet.head_dim} channels in the UNet; --head-dim says otherwise")
+    if config.task == "image_to_video":
+        defaults, xt = (
+            config.defaults,
+            "" if config.defaults.frames == SVDConfig.svd_xt().defaults.frames else " no",
+        )
+        notes.append(
+            f"assumed {defaults.frames} frames and {defaults.steps} steps, for there is{xt} xt in the file's name: the "
+            "networks of SVD and SVD-XT are the same"
+        )
     if not config.unet.temporal and options.prediction is None:
-        notes.append("assumed v-prediction (the 768 px model); --prediction eps for the 512 px base model")
+        notes.append("assumed v-prediction (the 768 px model); convert the 512 px base model with --prediction eps")
     return notes
 
 

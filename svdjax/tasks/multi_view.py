@@ -111,11 +111,13 @@ class MultiView:
         given = {"elevation": elevation, "azimuths": azimuths}
         for name, values in given.items():
             if values is not None and name not in self._poses():
-                raise UserError(f"{name}: this model does not read it: leave it out, or use one that does")
+                raise UserError(f"--{name}: this model does not read it: leave it out, or use one that does")
         if azimuths is not None:
             _check_turn(azimuths, frames)
         if elevation is not None and elevation.ndim == 2 and elevation.shape[1] != frames:
-            raise UserError(f"elevation: {elevation.shape[1]} given for {frames} views: give one, or one for each")
+            raise UserError(
+                f"--elevation: {elevation.shape[1]} given for {frames} views: give one, or one for each"
+            )
         even = 360 / frames * np.arange(1, frames + 1, dtype=np.float32) % 360
         usual = {"elevation": np.full(videos, ELEVATION, np.float32), "azimuths": np.tile(even, (videos, 1))}
         poses = {name: usual[name] if given[name] is None else given[name] for name in self._poses()}

@@ -86,8 +86,10 @@ class RunConfig:
         """
         paths = [("out", self.out), ("data.train", self.data.train), ("data.validation", self.data.validation)]
         for name, path in [*paths, *(("data.also", path) for path in self.data.also)]:
-            if re.match(r"\w+:/", str(path)):
-                raise UserError(f"--{name} {path}: is an address, not a path: mount it (docs/tpu_pods.md)")
+            if address := re.match(r"(\w+):/+(.*)", str(path)):  # a path has lost one of its slashes
+                raise UserError(
+                    f"--{name} {address[1]}://{address[2]}: is an address, not a path: mount it (docs/tpu_pods.md)"
+                )
 
     def _check_context(self) -> None:
         """Videos that several devices share have to divide at every level: elsewhere XLA gets gradients wrong.
@@ -138,9 +140,14 @@ def load_config(argv: Sequence[str], *, default: Path) -> RunConfig:
         args=argv,
         default=module.config(),
         description=module.__doc__,
-        prog=f"{Path(sys.argv[0]).name} {path}",
+        prog=" ".join([Path(sys.argv[0]).name, *_command(sys.argv[1:2]), str(path)]),
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def _command(first: list[str]) -> list[str]:
+    """What stands between the program and the configuration file: ``train`` of ``svdjax train``."""
+    return [word for word in first if not word.startswith("-") and not word.endswith(".py")]
 
 
 def _load_module(path: Path) -> ModuleType:

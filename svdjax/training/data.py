@@ -16,6 +16,7 @@ from svdjax.data.records import check_sprites, write_sprites
 from svdjax.data.sampling import ClipSampling
 from svdjax.data.sources import ClipSource
 from svdjax.data.sprites import World
+from svdjax.data.tfds import PREFIX
 from svdjax.errors import UserError
 
 
@@ -135,6 +136,11 @@ def open_clips(config: DataConfig, console: Console) -> Clips:
         elif config.sprites:
             console.print(f"drawing {count:,} clips of the built-in world into {directory}")
             write_sprites(config.world, directory, seed=seed, count=count)
+    # Before the clips of the first one are measured, which may take hours.
+    named = [("train", config.train), *(("also", also) for also in config.also), ("validation", config.validation)]
+    for option, directory in named:
+        if not str(directory).startswith(PREFIX) and not directory.is_dir():
+            raise UserError(f"--data.{option} {directory} is not a folder: give one of clips, or a data set")
     train = open_mixture([config.train, *config.also], config.weights, max_bad=config.max_bad)
     validation = open_source(config.validation, max_bad=config.max_bad)
     if isinstance(validation, LatentCache):

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -57,10 +58,7 @@ def initial(config: RunConfig, console: Console) -> Initial:
         if config.init != Init():
             raise UserError("this configuration continues from a trained model: name its file with --init-from")
         return Initial(config=config.model, loaded={}, new=tuple(flat_params(shapes_of(config.model))))
-    start = _open(config.init_from, config.init)
-    model = _with_what_it_says(config.model, start, config.init)
-    ours = {path: tuple(shape.shape) for path, shape in flat_params(shapes_of(model)).items()}
-    theirs = {path: tensor.shape for path, tensor in start.params.items()}
+    start, model, ours, theirs = _matched(config.init_from, config)
     transfer = resolve(config.init, ours, theirs, what=start.what)
     console.print(_table(transfer, ours, theirs, start.what))
     kept = {path: start.params[path] for path in (*transfer.loaded, *transfer.widened)}
@@ -69,6 +67,30 @@ def initial(config: RunConfig, console: Console) -> Initial:
         loaded[path] = widen(path, loaded[path], ours[path][-2], model, start.config)
     loaded |= {path: np.zeros(ours[path], np.float32) for path in transfer.zero}
     return Initial(config=model, loaded=loaded, new=transfer.new)
+
+
+def check_start(config: RunConfig) -> None:
+    """Look, without reading weights, whether `initial` will find what the configuration declares.
+
+    Raises:
+        UserError: as `initial`.
+    """
+    if config.init_from is not None:
+        start, _, ours, theirs = _matched(config.init_from, config)
+        resolve(config.init, ours, theirs, what=start.what)
+
+
+def _matched(source: str, config: RunConfig) -> tuple[Checkpoint, SVDConfig, Shapes, Shapes]:
+    """The checkpoint to start from, the run's model with what it says, and the shapes of the parameters of both."""
+    if source.startswith((".", "/")) and not Path(source).exists():
+        raise UserError(
+            f"--init-from {source}: no such file: train the stage that leaves it first (docs/recipes.md), or name "
+            "another checkpoint"
+        )
+    start = _open(source, config.init)
+    model = _with_what_it_says(config.model, start, config.init)
+    ours = {path: tuple(shape.shape) for path, shape in flat_params(shapes_of(model)).items()}
+    return start, model, ours, {path: tensor.shape for path, tensor in start.params.items()}
 
 
 def _open(source: str, init: Init) -> Checkpoint:

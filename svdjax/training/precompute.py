@@ -79,8 +79,14 @@ class Precompute:
 
 def main(argv: Sequence[str]) -> None:
     """``svdjax precompute [CONFIG.py] --out DIR [--option value ...]``."""
-    options, rest = tyro.cli(Precompute, args=argv, prog="svdjax precompute", return_unknown_args=True)
-    precompute(options, load_config(rest, default=DEMO), processes.console())
+    # The configuration file stands first; else its name would be reported as unknown where --out is missing.
+    files = [*argv[:1]] if argv and not argv[0].startswith("-") else []
+    prog = f"svdjax precompute {files[0] if files else '[CONFIG.py]'}"
+    about = "Other options are those of the configuration: svdjax train CONFIG.py --help lists them."
+    options, rest = tyro.cli(
+        Precompute, args=argv[len(files) :], prog=prog, description=about, return_unknown_args=True
+    )
+    precompute(options, load_config([*files, *rest], default=DEMO), processes.console())
 
 
 def precompute(options: Precompute, config: RunConfig, console: Console) -> bool:

@@ -11,7 +11,7 @@ from svdjax.training import processes
 from svdjax.training.config import RunConfig, load_config
 from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import claim, keep_motion_map
-from svdjax.training.initial import initial
+from svdjax.training.initial import check_start, initial
 from svdjax.training.loop import stop_on_signals
 from svdjax.training.mesh import make_mesh
 from svdjax.training.model import Model, drawn
@@ -51,6 +51,7 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     mesh = make_mesh(config.mesh)
     with processes.main_first("open"):
         claim(config)
+        check_start(config)  # before clips are measured, which may take hours
         clips = open_clips(config.data, console)
         keep_motion_map(config, clips.train)
     model = _start(config, mesh, console)

@@ -148,3 +148,14 @@ def test_the_command_fills_a_clip_up_to_four_times_its_rate(checkpoint, folder, 
     (path,) = capsys.readouterr().out.split()
     assert len(decode_all(Path(path)).frames) == 6 * 4 + 1
     assert probe(Path(path)).fps == pytest.approx(25.0)
+
+
+def test_a_model_of_interpolation_makes_as_many_frames_as_it_was_trained_for(folder, tmp_path, capsys):
+    config = dataclasses.replace(
+        KNOWN_FRAMES, task="frame_interpolation", defaults=dataclasses.replace(DEFAULTS, frames=3)
+    )
+    save_native(random_model(SVD, config), tmp_path / "pairs.safetensors")
+    options = ("--checkpoint", tmp_path / "pairs.safetensors", "--out", tmp_path / "out", "--format", "gif")
+    assert not command("sample", folder / "clip.gif", *options)
+    (path,) = capsys.readouterr().out.split()
+    assert len(decode_all(Path(path)).frames) == 6 * 2 + 1

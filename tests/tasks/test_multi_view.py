@@ -142,10 +142,10 @@ def test_only_sv3d_returns_the_picture_as_the_last_view():
 @pytest.mark.parametrize(
     "kind, poses, says",
     [
-        ("sv3d_u", {"elevation": np.zeros(1)}, "elevation: this model does not read it"),
-        ("svd_mv", {"azimuths": np.zeros((1, 3))}, "azimuths: this model does not read it"),
+        ("sv3d_u", {"elevation": np.zeros(1)}, "--elevation: this model does not read it"),
+        ("svd_mv", {"azimuths": np.zeros((1, 3))}, "--azimuths: this model does not read it"),
         ("sv3d_p", {"azimuths": np.zeros((1, 2))}, "azimuths: 2 given for 3 views"),
-        ("sv3d_p", {"elevation": np.zeros((1, 2))}, "elevation: 2 given for 3 views"),
+        ("sv3d_p", {"elevation": np.zeros((1, 2))}, "--elevation: 2 given for 3 views"),
         ("sv3d_p", {"azimuths": np.array([[240.0, 120.0, 0.0]])}, "azimuths: must rise"),
     ],
 )

@@ -89,6 +89,10 @@ def read_placed(args: Sample, defaults: SamplingDefaults) -> Given:
         UserError: the numbers do not fit the pictures or the video, or a picture cannot be read.
     """
     at = args.at
+    if not args.photos:
+        raise UserError(
+            "--task known_frames: give pictures, and with --at of each which frame it is: a.png b.png --at 0 7"
+        )
     if not at or len(at) != len(args.photos):
         raise UserError(f"--at: {len(at)} numbers for {len(args.photos)} pictures: say of each which frame it is")
     if len(set(at)) != len(at) or min(at) < 0 or max(at) >= defaults.frames:
