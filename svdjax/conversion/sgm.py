@@ -217,13 +217,10 @@ def _assumptions(config: SVDConfig, options: Options) -> list[str]:
     if options.head_dim is None and config.unet.channels != SVDConfig.svd().unet.channels:
         notes.append(f"assumed heads of {config.unet.head_dim} channels in the UNet; --head-dim says otherwise")
     if config.task == "image_to_video":
-        defaults, xt = (
-            config.defaults,
-            "" if config.defaults.frames == SVDConfig.svd_xt().defaults.frames else " no",
-        )
+        frames = config.defaults.frames
+        found = "has" if frames == SVDConfig.svd_xt().defaults.frames else "lacks"
         notes.append(
-            f"assumed {defaults.frames} frames and {defaults.steps} steps, for there is{xt} xt in the file's name: the "
-            "networks of SVD and SVD-XT are the same"
+            f"assumed {frames} frames, for the file's name {found} xt: SVD's and SVD-XT's networks are the same"
         )
     if not config.unet.temporal and options.prediction is None:
         notes.append("assumed v-prediction (the 768 px model); convert the 512 px base model with --prediction eps")

@@ -74,6 +74,12 @@ def test_missing_paths(missing):
     refused(missing, "no such file or folder")
 
 
+def test_a_missing_file_of_a_folder_that_is_here_is_no_repository(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refused("runs/demo/model.safetensors", "no such file or folder")
+
+
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"x")
     refused(tmp_path, "not a checkpoint: give")

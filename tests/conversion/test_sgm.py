@@ -41,9 +41,13 @@ def test_reduced_models_are_recognised_by_their_shapes(tmp_path, kind):
     assert open_checkpoint(source, OPTIONS).config == tiny_config(kind)
 
 
-def test_svd_xt_is_recognised_by_its_name(tmp_path):
-    source = write_original(tmp_path / "svd_xt_1_1.safetensors", "svd", seed=1)
-    assert open_checkpoint(source, OPTIONS).config.defaults == SVDConfig.svd_xt().defaults
+@pytest.mark.parametrize(
+    ("name", "frames"), [("svd_xt_1_1", 25), ("my-xt", 25), ("svd", 14), ("next", 14), ("context_1", 14)]
+)
+def test_svd_xt_is_recognised_by_its_name_and_that_is_said(tmp_path, name, frames):
+    checkpoint = open_checkpoint(write_original(tmp_path / f"{name}.safetensors", "svd", seed=1), OPTIONS)
+    assert checkpoint.config.defaults == (SVDConfig.svd_xt() if frames == 25 else SVDConfig.svd()).defaults
+    assert any(notice.startswith(f"assumed {frames} frames") for notice in checkpoint.notices)
 
 
 @pytest.mark.parametrize(("given", "found"), [(None, "discrete_v"), ("v", "discrete_v"), ("eps", "discrete_eps")])

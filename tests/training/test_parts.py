@@ -181,8 +181,8 @@ def test_quick_is_a_twentieth():
             "clips 64 pixels wide do not divide at every level: make the width a multiple of 128",
         ),
         (["--data.sampling.captions"], "no stage of this run reads captions"),
-        (["--out", "gs://bucket/run"], "--out gs:/bucket/run: is an address, not a path: mount it"),
-        (["--data.train", "s3://bucket/clips"], "--data.train s3:/bucket/clips: is an address"),
+        (["--out", "gs://bucket/run"], "--out gs://bucket/run: is an address, not a path: mount it"),
+        (["--data.train", "s3://bucket/clips"], "--data.train s3://bucket/clips: is an address"),
     ],
 )
 def test_impossible_values_are_refused_at_once(options, message):
@@ -190,8 +190,12 @@ def test_impossible_values_are_refused_at_once(options, message):
         load_config(options, default=DEMO)
 
 
-def test_an_unknown_option_is_refused_with_a_suggestion(capsys):
+@pytest.mark.parametrize("program", [["/bin/svdjax", "train"], ["train.py"]])
+def test_an_unknown_option_is_refused_with_a_suggestion_and_the_command(capsys, monkeypatch, program):
+    monkeypatch.setattr("sys.argv", [*program, str(DEMO), "--unet.stepz", "7"])
     with pytest.raises(SystemExit) as stop:
-        load_config(["--unet.stepz", "7"], default=DEMO)
+        load_config([str(DEMO), "--unet.stepz", "7"], default=DEMO)
     assert stop.value.code == 2
-    assert "--unet.steps" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    command = " ".join([Path(program[0]).name, *program[1:]])
+    assert "--unet.steps" in said and f"{command} {DEMO}" in said

@@ -244,7 +244,7 @@ def test_a_damaged_cache_is_refused(root, made, tmp_path):
         LatentCache(tmp_path)
 
 
-def test_the_command_takes_its_options_beside_those_of_the_run(root, made, monkeypatch, tmp_path):
+def test_the_command_takes_its_options_beside_those_of_the_run(root, made, monkeypatch, tmp_path, capsys):
     called = []
     monkeypatch.setattr("svdjax.training.precompute.precompute", lambda *args: called.append(args))
     file = tmp_path / "config.py"
@@ -256,6 +256,10 @@ def test_the_command_takes_its_options_beside_those_of_the_run(root, made, monke
     ((options, config, _),) = called
     assert (options.out, options.draws, options.part, config.seed) == (tmp_path, 4, (1, 2), 3)
     assert config.out == root / "run"
+    with pytest.raises(SystemExit):
+        main([str(file)])
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"svdjax precompute {file}" in said and "Unrecognized" not in said
     with pytest.raises(UserError, match="--part 2 2: give I and N"):
         Precompute(out=tmp_path, part=(2, 2))
     with pytest.raises(UserError, match="--shard-clips 0: must be at least 1"):

@@ -171,6 +171,19 @@ def test_starting_from_a_model_of_another_size_is_refused(finished):
         run(dataclasses.replace(config, init_from="nowhere.safetensors"))
 
 
+def test_what_is_missing_is_named_before_clips_are_measured(finished, tmp_path, monkeypatch):
+    config, measured = tiny_run(finished, name="early"), []
+    monkeypatch.setattr("svdjax.training.data.open_mixture", lambda *args, **kwargs: measured.append(args))
+    with pytest.raises(
+        UserError, match=r"--init-from \./nowhere/model\.safetensors: no such file: train the stage"
+    ):
+        run(dataclasses.replace(config, init_from="./nowhere/model.safetensors"))
+    data = dataclasses.replace(config.data, validation=tmp_path / "nowhere", sprites=0)
+    with pytest.raises(UserError, match=r"--data\.validation .*nowhere is not a folder"):
+        run(dataclasses.replace(config, data=data))
+    assert not measured
+
+
 def test_starting_from_a_model_takes_its_scaling_of_the_latents(finished):
     start = finished / "run/model.safetensors"
     stages = {"vae": None, "decoder": None, "unet": dataclasses.replace(tiny_run(finished).unet, steps=1)}
