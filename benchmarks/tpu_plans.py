@@ -20,6 +20,7 @@ from svdjax.conversion.output import finished
 from svdjax.planning.chips import CHIPS
 from svdjax.planning.plan import NO_ROOM, PROGRAM, WORKING
 from svdjax.training.config import RunConfig, load_config
+from svdjax.training.flops import peak_flops
 
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "tpu_plans.md"
@@ -33,7 +34,8 @@ class Row:
 
     Attributes:
         nested: recompute the parts of a transformer one by one. accumulate: parts of a batch, one after another.
-        sampling: compile sampling from its model on one chip instead; of training, buffers are placed.
+        whole: compile training to the end, with the chip's code; otherwise its buffers are placed.
+        sampling: compile sampling from its model on one chip instead.
     """
 
     config: str
@@ -42,6 +44,7 @@ class Row:
     context: int = 1
     nested: bool = False
     accumulate: int = 1
+    whole: bool = False
     sampling: bool = False
 
     @property
@@ -49,7 +52,7 @@ class Row:
         """Key of the row in the results."""
         mesh = "sampling" if self.sampling else f"{self.fsdp}x{self.context}"
         name = f"{self.config} {self.topology} {mesh}" + (" nested" if self.nested else "")
-        return name + (f" in {self.accumulate}" if self.accumulate > 1 else "")
+        return name + (f" in {self.accumulate}" if self.accumulate > 1 else "") + (" whole" if self.whole else "")
 
     @property
     def batch(self) -> int:
@@ -71,6 +74,7 @@ OTHERS = [
     Row(config="svd_xt", topology="v5e:8x8", fsdp=16, context=4),
     Row(config="svd_xt", topology="v5e:8x8", fsdp=16, context=4, nested=True),
     Row(config="svd_xt", topology="v5p:1"),
+    Row(config="svd_xt", topology="v5p:1", whole=True),
     Row(config="svd", topology="v5p:1"),
     Row(config="svd", topology="v5e:1", sampling=True),
     Row(config="svd_xt", topology="v5e:1", sampling=True),
@@ -107,7 +111,8 @@ def others(results: dict[str, list[dict]]) -> str:
     for row in OTHERS:
         for plan in results.get(row.name, ()):
             what = f"sampling {row.config}, {plan['name']}" if row.sampling else row.config
-            what += ", nested" if row.nested else ""
+            what += ", nested" * row.nested + f", in {row.accumulate} parts" * (row.accumulate > 1)
+            what += ", to the end" * row.whole
             lines.append([what, row.topology, *_cells(plan)])
     return _markdown(columns, lines)
 
@@ -120,7 +125,7 @@ def slices(results: dict[str, list[dict]]) -> str:
         plans = {chip: plan for chip in CHIPS for plan in results.get(SLICES[run, chip].name, ())}
         if plans:
             stays = min(_stays(plan) for plan in plans.values() if "refused" not in plan)
-            cells = [_on(plans[chip]) if chip in plans else "" for chip in CHIPS]
+            cells = [_on(chip, plans) for chip in CHIPS]
             lines.append([run, " x ".join(map(str, _clip(run))), f"{stays:.2f}", *cells])
     return _markdown(columns, lines)
 
@@ -150,7 +155,11 @@ def _run(run: str) -> RunConfig:
     return load_config([str(CONFIGS / f"{run}.py")], default=CONFIGS)
 
 
-def _on(plan: dict) -> str:
+def _on(chip: str, plans: dict[str, dict]) -> str:
+    """What a run takes of a chip; in brackets, where that is not known, its floor alone: all kinds do the same."""
+    if (plan := plans.get(chip)) is None:
+        other = next(iter(plans.values()))
+        return f"({other['executed'] / other['batch'] / peak_flops(f'TPU {chip}'):.2g} s)"
     return plan["refused"] if "refused" in plan else f"{plan['total']:.1f} GiB, {plan['floor']:.2g} s"
 
 
@@ -196,7 +205,7 @@ def _duration(plan: dict) -> str:
 
 
 def _made(row: Row) -> list[dict]:
-    options = ["--sampling"] if row.sampling else ["--buffers", *_mesh(row)]
+    options = ["--sampling"] if row.sampling else [*["--buffers"] * (not row.whole), *_mesh(row)]
     plan = ["plan", str(CONFIGS / f"{row.config}.py"), "--topology", row.topology, *options]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
