@@ -141,7 +141,7 @@ def sent(results: dict[str, list[dict]], chip: str = "v5p") -> str:
                 gathered, added = sizes.pop("all-gather", 0), sizes.pop("all-reduce", 0)
                 gib = (f"{size:.2f} GiB" for size in (gathered, added, sum(sizes.values())))
                 links, floor = plan["transfer"], plan["floor"]
-                lines.append([run, *gib, f"{links:.2g} s", f"{floor:.2g} s", f"{links / floor:.1f}"])
+                lines.append([run, *gib, f"{links:.2g} s", f"{floor:.2g} s", f"{links / floor:.2f}"])
     return _markdown(columns, lines)
 
 
