@@ -37,8 +37,9 @@ def is_address(source: str) -> bool:
 
 def is_repo(source: str) -> bool:
     """Whether the source can be a Hugging Face repository, or ``owner/name/file`` in one."""
-    alone = source.count("/") == 1 and source.endswith(_SINGLE_FILES)  # a file in a local folder
-    return _REPO.fullmatch(source) is not None and not alone
+    first, *rest = source.split("/")
+    local = source.endswith(_SINGLE_FILES) and (len(rest) == 1 or Path(first).is_dir())  # a file in a local folder
+    return _REPO.fullmatch(source) is not None and not local
 
 
 def fetch_repo(source: str, variant: str | None) -> Path:

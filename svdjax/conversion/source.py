@@ -54,8 +54,7 @@ def locate(source: str | Path, variant: str | None = None) -> Path:
         return fetch_address(text)
     if Path(text).exists():
         return Path(text)
-    here = (Path(text).parts or ("",))[0]
-    if is_repo(text) and not text.startswith((".", "~")) and not Path(here).is_dir():
+    if is_repo(text) and not text.startswith((".", "~")):
         return fetch_repo(text, variant)
     raise UserError(f"{text}: no such file or folder: give {KINDS}")
 
