@@ -1,8 +1,9 @@
 """Plans of every stage on 16 chips of each kind, and of some on other slices, for docs/tpu_plans.md.
 
 ``python -m benchmarks.tpu_plans [--only TEXT]``: each plan is made in a process of its own, in minutes and up to
-10 GB. What is done is kept in ``benchmarks/tpu_plans.json``: a second start goes on where the first one stopped,
-and a row deleted there is made anew.
+10 GB; the one that is compiled to the end takes 46 minutes and over 23 GB. What is done is kept in
+``benchmarks/tpu_plans.json``: a second start goes on where the first one stopped, and a row deleted there is made
+anew.
 """
 
 import argparse
@@ -123,10 +124,10 @@ def slices(results: dict[str, list[dict]]) -> str:
     lines = []
     for run in RUNS:
         plans = {chip: plan for chip in CHIPS for plan in results.get(SLICES[run, chip].name, ())}
-        if plans:
-            stays = min(_stays(plan) for plan in plans.values() if "refused" not in plan)
-            cells = [_on(chip, plans) for chip in CHIPS]
-            lines.append([run, " x ".join(map(str, _clip(run))), f"{stays:.2f}", *cells])
+        placed = [plan for plan in plans.values() if "refused" not in plan]
+        if placed:
+            cells = [_on(chip, plans.get(chip), placed[0]) for chip in CHIPS]
+            lines.append([run, " x ".join(map(str, _clip(run))), f"{min(map(_stays, placed)):.2f}", *cells])
     return _markdown(columns, lines)
 
 
@@ -155,10 +156,9 @@ def _run(run: str) -> RunConfig:
     return load_config([str(CONFIGS / f"{run}.py")], default=CONFIGS)
 
 
-def _on(chip: str, plans: dict[str, dict]) -> str:
-    """What a run takes of a chip; in brackets, where that is not known, its floor alone: all kinds do the same."""
-    if (plan := plans.get(chip)) is None:
-        other = next(iter(plans.values()))
+def _on(chip: str, plan: dict | None, other: dict) -> str:
+    """What a run takes of a chip; in brackets, where that is not known, its floor by what another kind does."""
+    if plan is None:
         return f"({other['executed'] / other['batch'] / peak_flops(f'TPU {chip}'):.2g} s)"
     return plan["refused"] if "refused" in plan else f"{plan['total']:.1f} GiB, {plan['floor']:.2g} s"
 
