@@ -2,7 +2,8 @@
 
 Command:   svdjax train configs/ablation_512x512.py --init-from MODEL --out runs/NAME
 Hardware:  as configs/ablation_256x256.py, and four times the activations.
-Expected:  one model for each start, for votes after 10,000 and 50,000 steps (docs/voting.md). Not run by us.
+Expected:  one model for each start, for votes after 10,000 and 50,000 steps (docs/voting.md): with
+           --unet.keep.every 10000, `svdjax export` gives the first of them. Not run by us.
 Paper:     figure 4e: 50,000 steps on 250,000 clips of high quality, from the image model, from pretraining on
            clips as they come, and from pretraining on curated ones.
 Ours:      all else as in configs/ablation_256x256.py, for the paper names nothing else. From an image model give

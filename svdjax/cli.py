@@ -14,6 +14,7 @@ from svdjax.errors import UserError
 COMMANDS = {
     "sample": ("svdjax.sampling.command", "Sample", "make videos of photos or texts"),
     "train": ("svdjax.training.run", None, "train the models of a configuration file"),
+    "export": ("svdjax.training.export", None, "write the model of one of a run's checkpoints as a file"),
     "precompute": ("svdjax.training.precompute", None, "encode the training clips once, into a latent cache"),
     "curate": ("svdjax.curation.command", None, "turn raw videos into a training set: cut, annotate, filter"),
     "plan": ("svdjax.planning.command", None, "compile training or sampling for a TPU slice and say what it needs"),

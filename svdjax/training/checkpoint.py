@@ -61,7 +61,7 @@ class Checkpoints:
         # Called by the first process when all others have written, before the checkpoint gets its name.
         # A function, for orbax copies its options deeply, and a bound method with all of this object.
         context.async_options.post_finalization_callback = lambda: self._seal()
-        with self._explained("cannot be used"):
+        with _explained(self._directory, "cannot be used"):
             if jax.process_index() == 0:
                 self._remove_partial()
             self._checkpointer = ocp.training.Checkpointer(
@@ -76,14 +76,9 @@ class Checkpoints:
 
     def _look(self) -> dict[int, float | None]:
         """Validation losses of the whole checkpoints, by step; names the others."""
-        losses: dict[int, float | None] = {}
-        for step in (found.step for found in self._checkpointer.checkpoints):
-            folder = self._directory / str(step)
-            if damage := find_damage(folder / CONTENTS, folder):
-                if jax.process_index() == 0:
-                    log.warning("%s: the checkpoint of step %d is damaged and passed over", damage, step)
-            else:
-                losses[step] = json.loads((folder / _RUN).read_text("utf-8"))["loss"]
+        losses, damages = whole_checkpoints(self._directory)
+        for step, damage in damages.items() if jax.process_index() == 0 else ():
+            log.warning("%s: the checkpoint of step %d is damaged and passed over", damage, step)
         # Another process may see the files later, or come here later: the first one says which is the newest.
         processes.barrier("checkpoints read")
         newest = int(multihost_utils.broadcast_one_to_all(np.int32(max(losses, default=-1))))
@@ -175,7 +170,7 @@ class Checkpoints:
         if step is None:
             raise UserError(f"{self._directory}: holds no whole checkpoint")
         what = "is damaged, or of another configuration or version"
-        with self._explained(what, step, "remove it, or choose another --out"):
+        with _explained(self._directory / str(step), what, "remove it, or choose another --out"):
             saved = self._checkpointer.checkpointables_metadata(step).metadata["state"]
             # Orbax would find another shape only while it reads, and its other reads complain in the background.
             if changed := _leaves(saved).items() ^ _leaves(shapes).items():
@@ -196,9 +191,8 @@ class Checkpoints:
     @contextmanager
     def _saving(self) -> Iterator[None]:
         try:
-            with self._explained(
-                "cannot be saved", self._run.get("step"), f"make room, and run again to go on from {self._newest()}"
-            ):
+            path = self._directory / str(self._run.get("step", ""))
+            with _explained(path, "cannot be saved", f"make room, and run again to go on from {self._newest()}"):
                 yield
         except BaseException:
             self._losses.pop(self._run.get("step"), None)
@@ -208,18 +202,53 @@ class Checkpoints:
     def _newest(self) -> str:
         return "the start" if self.latest is None else f"step {self.latest}"
 
-    @contextmanager
-    def _explained(
-        self, what: str, step: int | None = None, remedy: str = "choose another place"
-    ) -> Iterator[None]:
-        """Turn errors of files into one line; orbax and tensorstore raise many kinds."""
-        try:
-            yield
-        except (jax.errors.JaxRuntimeError, UserError):  # the former of the device, e.g. out of memory
-            raise
-        except (ValueError, KeyError, OSError, RuntimeError) as error:
-            path = self._directory if step is None else self._directory / str(step)
-            raise UserError(f"{path}: {what} ({_reason(error)}): {remedy}") from error
+
+def whole_checkpoints(directory: Path) -> tuple[dict[int, float | None], dict[int, str]]:
+    """What a directory of `Checkpoints` holds; nothing is changed there, and a run may be writing into it.
+
+    Returns:
+        By step, the validation loss of each whole checkpoint (None where none was measured), and what is wrong with
+        each damaged one.
+    """
+    losses, damages = {}, {}
+    for folder in directory.glob("[0-9]*"):
+        if not folder.name.isdecimal():  # one that is being written
+            continue
+        if damage := find_damage(folder / CONTENTS, folder):
+            damages[int(folder.name)] = damage
+        else:
+            losses[int(folder.name)] = json.loads((folder / _RUN).read_text("utf-8"))["loss"]
+    return losses, damages
+
+
+def read_average(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+    """Read nothing but the averaged parameters of the checkpoint in a folder.
+
+    Args:
+        folder: named by its step. shapes: of the trained parameters by dotted path, each with a sharding.
+
+    Raises:
+        UserError: it is damaged, or holds other parameters.
+    """
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with _explained(folder.absolute(), "is damaged, or of another configuration or version"), context:
+        saved = ocp.checkpointables_metadata(folder.absolute()).metadata["state"]["ema"]
+        if changed := _leaves(saved).items() ^ _leaves(dict(shapes)).items():
+            raise ValueError(" or ".join(f"{name} {kind}" for name, kind in sorted(changed)[:2]))
+        found = ocp.load_checkpointables(folder.absolute(), {"state": {"ema": dict(shapes)}})
+    return dict(found["state"]["ema"])
+
+
+@contextmanager
+def _explained(path: Path, what: str, remedy: str = "choose another place") -> Iterator[None]:
+    """Turn errors of files into one line; orbax and tensorstore raise many kinds."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, UserError):  # the former of the device, e.g. out of memory
+        raise
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        raise UserError(f"{path}: {what} ({_reason(error)}): {remedy}") from error
 
 
 def _reason(error: Exception) -> str:

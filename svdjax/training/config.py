@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import tyro
 
@@ -22,6 +22,8 @@ from svdjax.training.sinks import LogConfig
 from svdjax.training.stage import Stage
 from svdjax.training.transfer import Init
 from svdjax.training.vae_stage import DecoderStage, VAEStage
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,25 @@ def load_config(argv: Sequence[str], *, default: Path) -> RunConfig:
         prog=" ".join([Path(sys.argv[0]).name, *_command(sys.argv[1:2]), str(path)]),
         config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def load_with(
+    options: type[Options], argv: Sequence[str], *, command: str, default: Path
+) -> tuple[Options, RunConfig]:
+    """Read a command line that has options of its own besides those of a configuration.
+
+    Args:
+        options: a dataclass of them. argv, default: as of :func:`load_config`. command: for help and mistakes.
+
+    Raises:
+        UserError, SystemExit: as :func:`load_config`.
+    """
+    # The configuration file stands first; else its name would be reported as unknown where an option is missing.
+    files = [*argv[:1]] if argv and not argv[0].startswith("-") else []
+    prog = f"svdjax {command} {files[0] if files else '[CONFIG.py]'}"
+    about = "Other options are those of the configuration: svdjax train CONFIG.py --help lists them."
+    own, rest = tyro.cli(options, args=argv[len(files) :], prog=prog, description=about, return_unknown_args=True)
+    return own, load_config([*files, *rest], default=default)
 
 
 def _command(first: list[str]) -> list[str]:

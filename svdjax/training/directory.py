@@ -40,6 +40,18 @@ def claim(config: RunConfig) -> None:
         raise UserError(f"--out {config.out}: cannot be written ({error.strerror}): choose another place") from None
 
 
+def check_run(config: RunConfig) -> None:
+    """Look, without a change, whether the run's directory holds a run of this configuration.
+
+    Raises:
+        UserError: it does not.
+    """
+    path = config.out / "config.json"
+    if not path.exists():
+        raise UserError(f"--out {config.out}: there is no run: name its directory")
+    check_same(path, json.loads(config.to_json()), what="a run")
+
+
 def keep_motion_map(config: RunConfig, train: ClipSource | LatentCache) -> None:
     """Write down what the motion buckets of a run's clips mean; or check that it is what was trained with.
 

@@ -100,7 +100,10 @@ def stop_on_signals() -> Iterator[Callable[[int], bool]]:
 
     def stop(step: int) -> bool:
         # Counted over all stages: the agreed count may lie in the next one.
-        return multihost_utils.reached_preemption_sync_point(next(calls)) if several else asked.is_set()
+        # And true at that one only: what comes after it has to be remembered.
+        if several and not asked.is_set() and multihost_utils.reached_preemption_sync_point(next(calls)):
+            asked.set()
+        return asked.is_set()
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

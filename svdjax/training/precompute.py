@@ -13,7 +13,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from rich.console import Console
 
 from svdjax.data import cache
@@ -26,7 +25,7 @@ from svdjax.models.svd import SVD, SVDConfig
 from svdjax.progress import step_bar
 from svdjax.tasks import Task, task_of
 from svdjax.training import processes
-from svdjax.training.config import RunConfig, load_config
+from svdjax.training.config import RunConfig, load_with
 from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import check_same
 from svdjax.training.initial import initial
@@ -79,14 +78,8 @@ class Precompute:
 
 def main(argv: Sequence[str]) -> None:
     """``svdjax precompute [CONFIG.py] --out DIR [--option value ...]``."""
-    # The configuration file stands first; else its name would be reported as unknown where --out is missing.
-    files = [*argv[:1]] if argv and not argv[0].startswith("-") else []
-    prog = f"svdjax precompute {files[0] if files else '[CONFIG.py]'}"
-    about = "Other options are those of the configuration: svdjax train CONFIG.py --help lists them."
-    options, rest = tyro.cli(
-        Precompute, args=argv[len(files) :], prog=prog, description=about, return_unknown_args=True
-    )
-    precompute(options, load_config([*files, *rest], default=DEMO), processes.console())
+    options, config = load_with(Precompute, argv, command="precompute", default=DEMO)
+    precompute(options, config, processes.console())
 
 
 def precompute(options: Precompute, config: RunConfig, console: Console) -> bool:

@@ -54,7 +54,7 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
         check_start(config)  # before clips are measured, which may take hours
         clips = open_clips(config.data, console)
         keep_motion_map(config, clips.train)
-    model = _start(config, mesh, console)
+    model = start(config, mesh, console)
     count = sum(value.size for value in model.params.values())
     devices = " x ".join(f"{size} {name}" for name, size in mesh.shape.items() if size > 1) or "1 device"
     console.print(f"{count:,} parameters on {devices}, {len(clips.train):,} clips; writing to {config.out}")
@@ -70,7 +70,7 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     return _export(config, stages[-1], model, clips, console)
 
 
-def _start(config: RunConfig, mesh: Mesh, console: Console) -> Model:
+def start(config: RunConfig, mesh: Mesh, console: Console) -> Model:
     """The weights before the first stage: read, and drawn where they are new."""
     start = initial(config, console)
     params = place(start.loaded, mesh) | drawn(start.config, start.new, config.seed, mesh)

@@ -14,9 +14,9 @@ from svdjax.models.svd import SVD, SVDConfig
 from svdjax.training import processes
 from svdjax.training.bad_steps import BadSteps
 from svdjax.training.data import Clips
-from svdjax.training.export import save_model
 from svdjax.training.keep import Keep
 from svdjax.training.model import Model, read, svd_shapes
+from svdjax.training.model_file import save_model
 from svdjax.training.optim import OptimConfig
 from svdjax.typing import Array, Float, Key, ndarray
 

@@ -22,7 +22,7 @@ from svdjax.models.params import flat_params
 from svdjax.models.svd import SVD
 from svdjax.tasks import task_of
 from svdjax.training.data import open_clips
-from svdjax.training.export import save_model
+from svdjax.training.model_file import save_model
 from svdjax.training.precompute import Precompute, main, precompute
 from svdjax.training.step import make_loss
 from tests.training.tiny import MODEL, tiny_run

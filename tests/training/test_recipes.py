@@ -26,8 +26,8 @@ from svdjax.tasks import DropRates
 from svdjax.training import run
 from svdjax.training.config import load_config
 from svdjax.training.diffusion_stage import DiffusionStage
-from svdjax.training.export import save_model
 from svdjax.training.initial import initial
+from svdjax.training.model_file import save_model
 from svdjax.training.step import make_loss
 from svdjax.training.transfer import resolve
 from svdjax.training.vae_stage import encode_video

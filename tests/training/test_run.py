@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from svdjax.conversion.source import load_model
 from svdjax.data.opening import open_source
@@ -19,8 +20,10 @@ from svdjax.errors import UserError
 from svdjax.models.params import abstract, cast_floating, flat_params, load_flat
 from svdjax.models.svd import SVD
 from svdjax.training import RunConfig, Stopped, run
+from svdjax.training.checkpoint import whole_checkpoints
 from svdjax.training.data import Clips
 from svdjax.training.directory import claim
+from svdjax.training.export import Export, export
 from svdjax.training.mesh import make_mesh
 from svdjax.training.metrics import MetricsLog
 from svdjax.training.vae_stage import encode_video
@@ -98,6 +101,41 @@ def test_latents_have_unit_variance_after_the_vae_stage(finished):
     ]
     scaled = np.concatenate(latents) * model.config.vae.scaling_factor
     assert scaled.std() == pytest.approx(1, rel=1e-4)
+
+
+def test_the_model_of_any_checkpoint_can_be_had(finished, tmp_path, capsys):
+    config, console = tiny_run(finished), Console()
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("last", "best", "2")}
+    steps = {name: export(Export(to=file, step=name), config, console) for name, file in files.items()}
+    kept, _ = whole_checkpoints(config.out / "unet/checkpoints")
+    assert steps == {"last": 4, "best": min(kept, key=kept.get), "2": 2} and set(kept) == {2, 4}
+    assert files["last"].read_bytes() == (config.out / "model.safetensors").read_bytes()
+    early, late = (flat_params(load_model(files[name])) for name in ("2", "last"))
+    changed = {path.split(".")[0] for path in early if not jnp.array_equal(early[path], late[path])}
+    assert changed == {"unet"}
+    assert "step 2 of unet: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "message"),
+    [
+        ("run", "3", r"--step 3: .*unet/checkpoints has no such checkpoint: choose one of 2, 4"),
+        ("run", "newest", r"--step newest: .* choose one of 2, 4"),
+        ("nowhere", "best", r"--out .*nowhere: there is no run"),
+    ],
+)
+def test_what_no_run_has_saved_cannot_be_had(finished, tmp_path, name, step, message):
+    with pytest.raises(UserError, match=message):
+        export(Export(to=tmp_path / "x.safetensors", step=step), tiny_run(finished, name=name), Console())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_not_written_over(finished):
+    there = finished / "run/model.safetensors"
+    before = there.stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"--to .*: exists: choose another name"):
+        export(Export(to=there, step="last"), tiny_run(finished), Console())
+    assert there.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(("stage", "step"), [pytest.param("vae", 1, marks=pytest.mark.long), ("unet", 3)])

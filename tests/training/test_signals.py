@@ -28,3 +28,14 @@ def test_the_second_interrupt_kills():
     )
     ended = subprocess.run([sys.executable, "-uc", code], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (-signal.SIGINT, "alive\n")
+
+
+def test_what_processes_agreed_on_once_holds_in_the_next_stage(monkeypatch):
+    """JAX says it at one call only, which may be that of a stage's last step."""
+    asked = []
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    agreed = "jax.experimental.multihost_utils.reached_preemption_sync_point"
+    monkeypatch.setattr(agreed, lambda call: asked.append(call) or call == 2)
+    with stop_on_signals() as stop:
+        assert [stop(step) for step in (1, 2, 1, 2)] == [False, True, True, True]
+    assert asked == [1, 2]
