@@ -31,10 +31,11 @@ NESTED = ("residual", "transformer", "spatial", "temporal", "feed_forward")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One plan: the stage of a configuration on a slice, one clip for each chip or group of chips that share it.
+    """One plan: the stage of a configuration on a slice.
 
     Attributes:
-        nested: recompute the parts of a transformer one by one. accumulate: parts of a batch, one after another.
+        clips: for each chip or group at once. accumulate: parts of a batch, one after another.
+        nested: recompute the parts of a transformer one by one.
         whole: compile training to the end, with the chip's code; otherwise its buffers are placed.
         sampling: compile sampling from its model on one chip instead.
     """
@@ -43,6 +44,7 @@ class Row:
     topology: str
     fsdp: int = 1
     context: int = 1
+    clips: int = 1
     nested: bool = False
     accumulate: int = 1
     whole: bool = False
@@ -52,18 +54,20 @@ class Row:
     def name(self) -> str:
         """Key of the row in the results."""
         mesh = "sampling" if self.sampling else f"{self.fsdp}x{self.context}"
+        mesh += f" {self.clips} clips" if self.clips > 1 else ""
         name = f"{self.config} {self.topology} {mesh}" + (" nested" if self.nested else "")
         return name + (f" in {self.accumulate}" if self.accumulate > 1 else "") + (" whole" if self.whole else "")
 
     @property
     def batch(self) -> int:
         """Clips in a step."""
-        return self.fsdp * self.accumulate
+        return self.fsdp * self.clips * self.accumulate
 
 
 RUNS = (
     *("image_time_embed", "image", "video_256x384", "video_320x576", "image_to_video_320x576", "svd", "svd_xt"),
     *("text_to_video_576x1024", "camera_lora", "multi_view", "sv3d", "frame_interpolation", "temporal_decoder"),
+    *("ablation_256x256", "ablation_512x512"),
 )
 SIXTEEN = {"v5e": "v5e:4x4", "v5p": "v5p:2x2x4", "v6e": "v6e:4x4", "v4": "v4:2x2x4"}
 SLICES = {
@@ -71,9 +75,9 @@ SLICES = {
 }
 OTHERS = [
     Row(config="svd_xt", topology="v5e:8x8", fsdp=16, context=4, nested=True, accumulate=48),
-    Row(config="svd_xt", topology="v5e:8x8", fsdp=64),
     Row(config="svd_xt", topology="v5e:8x8", fsdp=16, context=4),
     Row(config="svd_xt", topology="v5e:8x8", fsdp=16, context=4, nested=True),
+    Row(config="svd_xt", topology="v5p:4x4x4", fsdp=64, clips=4, accumulate=3),
     Row(config="svd_xt", topology="v5p:1"),
     Row(config="svd_xt", topology="v5p:1", whole=True),
     Row(config="svd", topology="v5p:1"),
@@ -106,7 +110,7 @@ def others(results: dict[str, list[dict]]) -> str:
     """The plans of OTHERS that are there, as Markdown."""
     columns = (
         *("run", "slice", "data x fsdp x context", "batch", "GiB per chip", "state and frozen", "temporaries"),
-        *("program", "at the peak", "estimate", "made in"),
+        *("program", "at the peak", "links", "estimate", "MFU", "made in"),
     )
     lines = []
     for row in OTHERS:
@@ -182,7 +186,7 @@ def _write(path: Path, text: str) -> None:
 def _cells(plan: dict) -> list[object]:
     mesh = " x ".join(str(size) for size in plan["mesh"].values())
     if "refused" in plan:
-        return [mesh, plan["batch"], plan["refused"], *[""] * 6]
+        return [mesh, plan["batch"], plan["refused"], *[""] * 8]
     verdict = {True: ": fits", False: ": too much", None: ""}[plan["fits"]]
     working, program = plan["memory"][WORKING], plan["memory"].get(PROGRAM)
     memory = [
@@ -191,8 +195,18 @@ def _cells(plan: dict) -> list[object]:
         f"{working:.2f}",
         "" if program is None else f"{program:.2f}",
     ]
+    links = "" if plan["transfer"] is None else f"{plan['transfer']:.2f} s"
     estimate = "" if plan["step"] is None else f"{plan['step']:.2f} s"
-    return [mesh, plan["batch"], *memory, f"{plan['floor']:.2f} s", estimate, _duration(plan)]
+    return [mesh, plan["batch"], *memory, f"{plan['floor']:.2f} s", links, estimate, _mfu(plan), _duration(plan)]
+
+
+def _mfu(plan: dict) -> str:
+    """The estimate; or how much it can be at most, with transfers beside computing and after it."""
+    if plan["mfu"] is not None or plan["transfer"] is None:
+        return "" if plan["mfu"] is None else f"{plan['mfu']:.0%}"
+    ideal = plan["flops"] / plan["executed"] * plan["floor"]
+    beside, after = max(plan["floor"], plan["transfer"]), plan["floor"] + plan["transfer"]
+    return f"≤ {ideal / beside:.0%}, {ideal / after:.0%}"
 
 
 def _stays(plan: dict) -> float:

@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     stage, mesh = _stage(config, options.stage), make_mesh(config.mesh, devices)
     again = [*rest, "--topology", options.topology, "--stage", stage.name]
     if options.shardings:
-        console.print(shardings(config, stage, mesh))
+        # As wide as its rows, whatever the terminal: names that are cut off could not be looked for.
+        Console(width=1000).print(shardings(config, stage, mesh))
         return 0
     if options.largest:
         parts = mesh.shape["data"] * mesh.shape["fsdp"]

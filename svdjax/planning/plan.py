@@ -31,7 +31,8 @@ class Outline:
     """What is known of a program for a slice before it is compiled.
 
     Attributes:
-        name: of the program. batch: clips or videos that all chips work on at once.
+        name: of the program. batch: clips or videos that all chips work on in one call.
+        at_once: those of them whose activations a chip, or a group that shares a video, has at the same time.
         memory: GiB on one chip by what takes them.
         flops, executed: of all chips: what the mathematics asks for, and what is done.
     """
@@ -43,6 +44,7 @@ class Outline:
     memory: dict[str, float]
     flops: int
     executed: int
+    at_once: int = 1
 
     @property
     def chip(self) -> Chip:
@@ -130,6 +132,17 @@ class Plan(Outline):
         """Estimate: share of the chips' peak that the mathematics would use."""
         return None if self.step is None else self.flops / (self.peak * self.step)
 
+    @property
+    def mfu_bounds(self) -> tuple[float, float] | None:
+        """Most of the chips' peak that the mathematics could use: with transfers beside computing, and after it.
+
+        By FLOPs at the peak and transfers alone; None where the compiler does not show what is sent.
+        """
+        if self.transfer is None:
+            return None
+        ideal = self.flops / self.peak
+        return ideal / max(self.floor, self.transfer), ideal / (self.floor + self.transfer)
+
     def to_dict(self) -> dict[str, object]:
         """Everything as JSON can hold it; GiB, seconds and FLOPs."""
         return super().to_dict() | {
@@ -139,6 +152,7 @@ class Plan(Outline):
             "transfer": self.transfer,
             "step": self.step,
             "mfu": self.mfu,
+            "mfu_bounds": self.mfu_bounds,
             "seconds": self.seconds,
         }
 
@@ -231,7 +245,7 @@ def table(plan: Outline) -> Table:
     if isinstance(plan, Plan):
         total += _VERDICTS[plan.fits]
     else:
-        total += ", beside activations"
+        total += f", beside activations of {plan.at_once} clip{'s' * (plan.at_once > 1)}"
     rows.add_row("memory per chip", total, end_section=True)
     rows.add_row("FLOPs", f"{plan.flops:.3g}, executed {plan.executed:.3g}")
     rows.add_row("at the chips' peak", f"{plan.floor:.3g} s")
@@ -249,6 +263,9 @@ def _add_compiled(rows: Table, plan: Plan) -> None:
     if plan.roofline is not None:
         rows.add_row("duration (estimate)", f"{plan.step:.3g} s")
         rows.add_row("MFU (estimate)", f"{plan.mfu:.0%}")
+    elif plan.mfu_bounds is not None:
+        best, after = plan.mfu_bounds
+        rows.add_row("MFU (bound)", f"at most {best:.0%}, {after:.0%} if transfers are not hidden")
     rows.add_section()
     for name, seconds in plan.seconds.items():
         rows.add_row(name, f"{seconds:.1f} s")

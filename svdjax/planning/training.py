@@ -40,7 +40,7 @@ def plan_training(config: RunConfig, stage: Stage, mesh: Mesh, topology: str) ->
 
 def _outline(config: RunConfig, stage: Stage, mesh: Mesh, topology: str, arguments: _Arguments) -> Outline:
     state, frozen, batch = arguments
-    flops = _flops(config, stage)
+    flops, part = _flops(config, stage), stage.batch // stage.accumulate
     return Outline(
         name=stage.name,
         topology=topology,
@@ -51,6 +51,7 @@ def _outline(config: RunConfig, stage: Stage, mesh: Mesh, topology: str, argumen
         ),
         flops=flops.model * stage.batch,
         executed=flops.executed * stage.batch,
+        at_once=part // BatchLayout(mesh, part).parts,
     )
 
 

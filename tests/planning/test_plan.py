@@ -97,6 +97,10 @@ def test_an_estimate_is_compute_and_transfers():
     assert made.step == pytest.approx(0.5 + 0.5)  # FLOPs at the peak, and 100 GB over 200 GB/s
     assert made.mfu == pytest.approx(0.25)
     assert "does NOT fit" in "".join(table(made).columns[1]._cells)
+    placed = dataclasses.replace(made, roofline=None, memory={"parameters": 9.0})
+    assert placed.mfu is None and placed.mfu_bounds == pytest.approx((0.5, 0.25))
+    assert "at most 50%, 25% if transfers are not hidden" in "".join(table(placed).columns[1]._cells)
+    assert dataclasses.replace(placed, collectives=None).mfu_bounds is None
     assert CHIPS["v5e"].hbm_gib == 15.75
 
 
@@ -147,6 +151,24 @@ def test_the_table_of_shardings_lists_every_parameter_and_what_lies_beside_it(tm
     assert kept["all"][1] / GIB == pytest.approx(resting, rel=1e-3)
 
 
+def test_the_table_of_shardings_shows_whole_names_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(SystemExit):
+        main(["plan", str(_file(tmp_path)), "--shardings", "--topology", "v5e:2x2"])
+    said = capsys.readouterr().out
+    assert all(path in said for path in flat_params(abstract(SVD, MODEL))) and "…" not in said
+
+
+def _file(tmp_path):
+    """A configuration file of `tiny_run`."""
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        "from pathlib import Path\nfrom tests.training.tiny import tiny_run\n"
+        f"def config():\n    return tiny_run(Path({str(tmp_path)!r}))\n"
+    )
+    return config
+
+
 def test_an_outline_has_what_stays_on_a_chip_and_the_floor(tmp_path):
     config = tiny_run(tmp_path)
     stage = dataclasses.replace(config.vae, batch=8)
@@ -157,7 +179,9 @@ def test_an_outline_has_what_stays_on_a_chip_and_the_floor(tmp_path):
     assert whole.memory["parameters"] * GIB == 4 * sum(x.size for x in params.values())
     assert whole.total / 4 < cut.total < whole.total  # small parameters stay whole
     assert cut.floor == pytest.approx(whole.floor / 4) and cut.executed == whole.executed >= whole.flops
-    assert "beside activations" in "".join(table(cut).columns[1]._cells)
+    assert "beside activations of 2 clips" in "".join(table(cut).columns[1]._cells)
+    halves = outline_training(config, dataclasses.replace(stage, accumulate=2), mesh, "v5e:2x2")
+    assert "beside activations of 1 clip" in table(halves).columns[1]._cells[-3]
     assert json.loads(json.dumps(cut.to_dict()))["floor"] == cut.floor
 
 
@@ -194,12 +218,7 @@ def test_a_step_compiles_for_a_slice_that_is_not_there(tmp_path):
 
 @pytest.mark.slow
 def test_buffers_are_those_of_the_whole_plan(tmp_path, capsys):
-    config = tmp_path / "tiny.py"
-    config.write_text(
-        "from pathlib import Path\nfrom tests.training.tiny import tiny_run\n"
-        f"def config():\n    return tiny_run(Path({str(tmp_path)!r}))\n"
-    )
-    argv = ["plan", config, "--stage", "vae", "--vae.batch", "8", "--topology", "v5e:2x2", "--json"]
+    argv = ["plan", _file(tmp_path), "--stage", "vae", "--vae.batch", "8", "--topology", "v5e:2x2", "--json"]
     for how in ([tmp_path / "whole.json"], [tmp_path / "placed.json", "--buffers"]):
         with pytest.raises(SystemExit) as stop:
             main([str(argument) for argument in (*argv, *how)])
