@@ -82,6 +82,11 @@ def is_cache(directory: Path) -> bool:
     return (directory / SETTINGS).exists()
 
 
+def read_settings(directory: Path) -> dict[str, Any]:
+    """What a cache says that it is made from; nothing where that cannot be read."""
+    return _read_json(directory / SETTINGS)
+
+
 def shard_name(number: int) -> str:
     return f"latents-{number:05d}.array_record"
 

@@ -82,10 +82,10 @@ def check_same(path: Path, wanted: dict[str, Any], *, what: str) -> None:
         UserError: it does not; the message names what differs, and calls the file's directory ``what``.
     """
     try:
-        found = dict(_leaves(json.loads(path.read_text())))
+        found = dict(leaves(json.loads(path.read_text())))
     except ValueError:
         raise UserError(f"{path}: not the configuration of {what}: choose another --out") from None
-    new = dict(_leaves(wanted))
+    new = dict(leaves(wanted))
     names = [name for name in {**found, **new} if found.get(name) != new.get(name)]
     changed = [f"{name} {found.get(name)} -> {new.get(name)}" for name in names]
     if changed:
@@ -96,11 +96,11 @@ def check_same(path: Path, wanted: dict[str, Any], *, what: str) -> None:
         )
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of everything in nested JSON objects that must stay."""
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of everything in nested JSON objects, but for what may change when a run goes on."""
     if not isinstance(value, dict):
         yield name, value
         return
     for key, inner in value.items():
         if key not in _FREE:
-            yield from _leaves(inner, f"{name}.{key}".strip("."))
+            yield from leaves(inner, f"{name}.{key}".strip("."))

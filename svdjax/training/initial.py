@@ -30,6 +30,9 @@ CHANGEABLE = {
     "text_encoder": {"last_block", "projection_dim"},
 }
 _TOWER = "image_encoder."
+ENCODERS = ("vae.", _TOWER, "text_encoder.")
+_MARKED = ("vae.encoder.", "vae.quant_conv.", _TOWER, "text_encoder.")
+_MARKS = 4  # weights of each that tell two checkpoints apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,35 @@ def check_start(config: RunConfig) -> None:
     if config.init_from is not None:
         start, _, ours, theirs = _matched(config.init_from, config)
         resolve(config.init, ours, theirs, what=start.what)
+
+
+def encoder_marks(config: RunConfig) -> dict[str, list[float]]:
+    """A few weights of each part that encodes, by which it is known again, whatever its file is called.
+
+    Returns:
+        By dotted path, weights of the part's smallest matrix, evenly spaced; only these matrices are read.
+
+    Raises:
+        UserError: as `initial`; or an encoder would have random weights.
+    """
+    params: dict[str, Tensor] = {}
+    new = tuple(flat_params(shapes_of(config.model)))
+    if config.init_from is not None:
+        start, _, ours, theirs = _matched(config.init_from, config)
+        transfer = resolve(config.init, ours, theirs, what=start.what)
+        params, new = {path: start.params[path] for path in transfer.loaded}, transfer.new
+    if random := [path for path in new if path.startswith(ENCODERS)]:
+        raise UserError(
+            f"{len(random)} parameters of the encoders are new ({random[0]}, ...): name a checkpoint with "
+            "--init-from"
+        )
+    marks = {}
+    for part in _MARKED:
+        matrices = [path for path, x in params.items() if path.startswith(part) and len(x.shape) > 1]
+        for path in sorted(matrices, key=lambda path: (math.prod(params[path].shape), path))[:1]:
+            values = params[path].load().ravel()
+            marks[path] = [float(f"{x:.6g}") for x in values[:: max(1, len(values) // _MARKS)][:_MARKS]]
+    return marks
 
 
 def _matched(source: str, config: RunConfig) -> tuple[Checkpoint, SVDConfig, Shapes, Shapes]:

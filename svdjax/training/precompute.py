@@ -25,10 +25,11 @@ from svdjax.models.svd import SVD, SVDConfig
 from svdjax.progress import step_bar
 from svdjax.tasks import Task, task_of
 from svdjax.training import processes
+from svdjax.training.cache_settings import cache_settings
 from svdjax.training.config import RunConfig, load_with
 from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import check_same
-from svdjax.training.initial import initial
+from svdjax.training.initial import ENCODERS, initial
 from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.run import DEMO
 from svdjax.training.sharding import gather, on_mesh, place, place_whole
@@ -36,7 +37,6 @@ from svdjax.training.stage import Batch
 from svdjax.training.vae_stage import encode_video
 from svdjax.typing import Array, Float, ndarray
 
-_ENCODERS = ("vae.", "image_encoder.", "text_encoder.")
 _COMPACT = ("latents", "embedding")  # what is large; scalars stay float32
 
 
@@ -111,10 +111,12 @@ def _claim(options: Precompute, config: RunConfig, count: int) -> None:
     """Write down what the cache is made from, or check that it is the same.
 
     Raises:
-        UserError: the directory is of another configuration, holds something else, or cannot be written.
+        UserError: the directory is of another configuration, holds something else, or cannot be written; or an
+            encoder would have random weights.
     """
     run = json.loads(config.to_json())
-    data = {name: run["data"][name] for name in ("train", "also", "weights", "sampling")}
+    settings = cache_settings(config)
+    data = {name: run["data"][name] for name in ("train", "also", "weights")} | settings["data"]
     made_from = {
         "clips": count,
         "seed": config.seed,
@@ -122,7 +124,6 @@ def _claim(options: Precompute, config: RunConfig, count: int) -> None:
         "init": run["init"],
         "data": data,
     }
-    encoders = {part.strip("."): run["model"][part.strip(".")] for part in _ENCODERS}
     compute_dtype = config.unet.compute_dtype if config.unet else "float32"
     kept = {
         "compute_dtype": compute_dtype,
@@ -130,7 +131,7 @@ def _claim(options: Precompute, config: RunConfig, count: int) -> None:
         "dtype": options.dtype,
         "shard_clips": options.shard_clips,
     }
-    settings = {**made_from, **kept, "task": config.model.task, "model": encoders}
+    settings |= made_from | kept
     path = options.out / cache.SETTINGS
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -151,13 +152,9 @@ class _Encoder:
     def __init__(self, options: Precompute, config: RunConfig, console: Console) -> None:
         """
         Raises:
-            UserError: an encoder would have random weights, or draws are asked for that no step would take.
+            UserError: the weights cannot be read, or draws are asked for that no step would take.
         """
         start = initial(config, console)
-        if new := [path for path in start.new if path.startswith(_ENCODERS)]:
-            raise UserError(
-                f"{len(new)} parameters of the encoders are new ({new[0]}, ...): name a checkpoint with --init-from"
-            )
         self.task = task_of(start.config)
         if options.draws and start.config.task != "image_to_video":
             raise UserError(f"--draws {options.draws}: a model for {start.config.task} sees none: leave it out")
@@ -165,7 +162,7 @@ class _Encoder:
         self._mesh = make_mesh(MeshConfig(fsdp=1), devices)
         self.batch = options.batch * len(devices)
         dtype = jnp.dtype(config.unet.compute_dtype if config.unet else "float32")
-        encoders = {path: value for path, value in start.loaded.items() if path.startswith(_ENCODERS)}
+        encoders = {path: value for path, value in start.loaded.items() if path.startswith(ENCODERS)}
         self._model = load_flat(
             _without_unet(start.config), cast_floating(place(encoders, self._mesh), dtype), what="the encoders"
         )

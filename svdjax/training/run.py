@@ -8,6 +8,7 @@ from rich.console import Console
 
 from svdjax.errors import UserError
 from svdjax.training import processes
+from svdjax.training.cache_settings import check_cache
 from svdjax.training.config import RunConfig, load_config
 from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import claim, keep_motion_map
@@ -52,6 +53,7 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     with processes.main_first("open"):
         claim(config)
         check_start(config)  # before clips are measured, which may take hours
+        check_cache(config)
         clips = open_clips(config.data, console)
         keep_motion_map(config, clips.train)
     model = start(config, mesh, console)

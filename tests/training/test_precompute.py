@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,18 @@ from svdjax.data.sampling import ClipSampling
 from svdjax.diffusion.noise import row_keys
 from svdjax.errors import UserError
 from svdjax.models.clip_text import CLIPTextConfig
-from svdjax.models.params import flat_params
+from svdjax.models.params import abstract, flat_params, load_flat
 from svdjax.models.svd import SVD
 from svdjax.tasks import task_of
+from svdjax.training.cache_settings import check_cache
 from svdjax.training.data import open_clips
+from svdjax.training.initial import encoder_marks
+from svdjax.training.lora_stage import LoRAStage
 from svdjax.training.model_file import save_model
 from svdjax.training.precompute import Precompute, main, precompute
+from svdjax.training.run import run
 from svdjax.training.step import make_loss
-from tests.training.tiny import MODEL, tiny_run
+from tests.training.tiny import KNOWN_FRAMES, MODEL, tiny_run
 from tests.weights import random_model
 
 QUIET = Console(quiet=True)
@@ -150,6 +155,91 @@ def test_a_cache_is_refused_where_pixels_are_needed(root, made):
         open_clips(dataclasses.replace(config.data, validation=root / "made"), QUIET)
     with pytest.raises(UserError, match="cannot be mixed"):
         open_mixture([root / "made", root / "train"], (1.0, 1.0))
+
+
+def from_cache(root, name="made", **changes):
+    """A run from a cache under ``root``."""
+    return dataclasses.replace(config_for(root, train=root / name, sprites=0), **changes)
+
+
+def test_a_run_from_a_cache_may_differ_in_all_that_comes_after_the_encoders(root, model, made, tmp_path):
+    check_cache(config_for(root))  # clips
+    check_cache(from_cache(root, seed=7, unet=LoRAStage(batch=2, compute_dtype="bfloat16")))
+    elsewhere = tmp_path / "same.safetensors"
+    save_model(model, elsewhere, dtype="bfloat16")
+    vae = dataclasses.replace(MODEL.vae, remat=True)
+    check_cache(from_cache(root, init_from=str(elsewhere), model=dataclasses.replace(MODEL, vae=vae)))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"size": (8, 16)},
+            r"made with data\.sampling\.size \[16, 16\], where this run has \[8, 16\]: give the run",
+        ),
+        ({"fps": (3.0, 3.0)}, r"data\.sampling\.fps \[7\.0, 7\.0\], where this run has \[3\.0, 3\.0\]"),
+        ({"buckets": ((2, 8, 16),)}, r"data\.sampling\.buckets \[\], where this run has \[\[2, 8, 16\]\]"),
+    ],
+)
+def test_a_run_that_would_cut_other_clips_than_its_cache_is_refused(root, made, data, message):
+    config = from_cache(root)
+    sampling = dataclasses.replace(config.data.sampling, **data)
+    with pytest.raises(UserError, match=rf"^--data\.train {root / 'made'}: a latent cache .*{message}"):
+        check_cache(dataclasses.replace(config, data=dataclasses.replace(config.data, sampling=sampling)))
+
+
+def test_a_run_with_other_encoders_than_its_cache_is_refused(root, model, made, tmp_path):
+    text = config_for(root, TEXT)
+    with pytest.raises(UserError, match="task ImageToVideo, where this run has TextToVideo"):
+        check_cache(from_cache(root, model=TEXT, init_from=text.init_from))
+    deeper = dataclasses.replace(MODEL, vae=dataclasses.replace(MODEL.vae, num_res_blocks=2))
+    save_model(random_model(SVD, deeper), tmp_path / "deeper.safetensors")
+    with pytest.raises(UserError, match=r"model\.vae\.num_res_blocks 1, where this run has 2"):
+        check_cache(from_cache(root, model=deeper, init_from=str(tmp_path / "deeper.safetensors")))
+    marks, params = encoder_marks(config_for(root)), flat_params(model)
+    assert [path.split(".")[:2] for path in marks] == [
+        ["vae", "encoder"],
+        ["vae", "quant_conv"],
+        ["image_encoder", "position_embed"],
+    ]
+    for path in marks:
+        tuned = load_flat(abstract(SVD, MODEL), params | {path: 1.05 * params[path]}, what="tuned")
+        save_model(tuned, tmp_path / "tuned.safetensors")
+        with pytest.raises(UserError, match=rf"made with weights\.{path} \[.*, where this run has \["):
+            check_cache(from_cache(root, init_from=str(tmp_path / "tuned.safetensors")))
+    with pytest.raises(UserError, match="encoders are new"):
+        check_cache(from_cache(root, init_from=None))
+    with pytest.raises(UserError, match=r"stage vae trains vae\.encoder\.\S+: train something else"):
+        check_cache(from_cache(root, vae=tiny_run(root).vae))
+
+
+def test_tasks_of_one_kind_share_a_cache(root):
+    config = config_for(root, KNOWN_FRAMES)
+    precompute(Precompute(out=root / "known"), config, QUIET)
+    ends = dataclasses.replace(KNOWN_FRAMES, task="first_last")
+    check_cache(from_cache(root, "known", model=ends, init_from=config.init_from))
+
+
+def test_a_cache_that_does_not_say_what_it_is_made_of_is_refused(root, made, tmp_path):
+    (tmp_path / "cache.json").write_text('{"task": "ImageToVideo"}')
+    with pytest.raises(UserError, match="made with picture not recorded, where this run has 0"):
+        check_cache(
+            dataclasses.replace(from_cache(root), data=dataclasses.replace(tiny_run(root).data, train=tmp_path))
+        )
+
+
+def test_a_run_holds_its_cache_against_itself_before_it_reads_weights(root, made, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules["svdjax.training.run"], "initial", lambda *args: pytest.fail("weights were read")
+    )
+    sampling = ClipSampling(frames=2, size=(8, 8))
+    with pytest.raises(UserError, match=r"a latent cache made with data\.sampling\.size"):
+        run(
+            dataclasses.replace(
+                config_for(root, train=root / "made", sprites=0, sampling=sampling), out=root / "no"
+            )
+        )
 
 
 def test_an_interrupted_cache_goes_on_where_it_stopped(root, made, monkeypatch):
