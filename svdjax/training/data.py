@@ -102,7 +102,7 @@ class Clips:
         return replace(sampling, frames=frames, buckets=tuple((frames, *size) for _, *size in sampling.buckets))
 
     def held_out(self, *, batch: int, count: int, frames: int | None = None) -> Sequence[dict[str, np.ndarray]]:
-        """At most ``count`` batches of validation clips, always the same; of a shape with few clips a smaller one.
+        """At most ``count`` batches of validation clips of each shape, always the same; of few clips a smaller one.
 
         Their motion buckets are on the training clips' map.
         """
@@ -113,13 +113,13 @@ class Clips:
             max_bad=self.config.max_bad,
         )
         alike: dict[tuple[int, ...], list[Item]] = {}
-        for item in islice(clips, batch * count):
+        for item in islice(clips, batch * count * len(self.config.sampling.shapes)):
             alike.setdefault(item["video"].shape, []).append(item)
         return [
             to_batch(items[start : start + batch])
             for items in alike.values()
-            for start in range(0, max(len(items) - batch, 0) + 1, batch)
-        ][:count]
+            for start in range(0, max(len(items) - batch, 0) + 1, batch)[:count]
+        ]
 
 
 def open_clips(config: DataConfig, console: Console) -> Clips:

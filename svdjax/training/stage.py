@@ -120,9 +120,9 @@ class Stage(ABC):
         """On the host: make of a batch what may go to a device."""
         return {name: value for name, value in batch.items() if name != "caption"}
 
-    def held_out(self, clips: Clips, *, count: int) -> Sequence[Batch]:
-        """Validation batches, as large as the parts in which training works through its own."""
-        return clips.held_out(batch=self.batch // self.accumulate, count=count)
+    def held_out(self, clips: Clips, *, batch: int, count: int) -> Sequence[Batch]:
+        """Validation batches."""
+        return clips.held_out(batch=batch, count=count)
 
     def for_validation(self) -> "Stage":
         """The stage whose loss is taken of held-out clips."""

@@ -29,7 +29,8 @@ from svdjax.training.state import TrainState, new_state
 from svdjax.training.step import Frozen, make_loss, make_train_step
 from svdjax.typing import Array
 
-VALIDATION_BATCHES = 4
+# Every process has the validation clips in memory, whole, and reads them before the first step.
+VALIDATION_BATCHES, VALIDATION_CLIPS = 4, 64
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class Stopped:
 
     stage: str
     step: int
+
+
+def validation_size(part: int, spread: int) -> tuple[int, int]:
+    """Clips of a validation batch, and how many batches to take.
+
+    They are as large as training's, up to `VALIDATION_CLIPS` in all: the same clips with the same noise wherever
+    ``spread`` divides these. What is spread further has one clip everywhere.
+
+    Args:
+        part: clips that training takes at once.
+        spread: groups of devices that each take as many of them.
+    """
+    batch = min(part, max(spread, VALIDATION_CLIPS // spread * spread))
+    return batch, max(1, min(VALIDATION_BATCHES, VALIDATION_CLIPS // batch))
 
 
 class StageRun:
@@ -66,8 +81,10 @@ class StageRun:
         self.shardings = state_shardings(shapes, self.optimizer, mesh, offload=stage.offload)
         self.shapes = jax.tree.map(shape_at, shapes, self.shardings)
         self.layout = BatchLayout(mesh, stage.batch)
+        part = stage.batch // stage.accumulate
+        batch, count = validation_size(part, BatchLayout(mesh, part).parts)
         self.validation: Sequence[Batch] = [
-            self._prepared(batch) for batch in stage.held_out(clips, count=VALIDATION_BATCHES)
+            self._prepared(batch) for batch in stage.held_out(clips, batch=batch, count=count)
         ]
 
     def train(self, stop: Callable[[int], bool]) -> Stopped | None:

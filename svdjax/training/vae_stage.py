@@ -57,9 +57,9 @@ class VAEStage(Stage):
         """Training batches of short clips."""
         return clips.batches(batch=self.batch, seed=seed, rows=rows, frames=self.frames)
 
-    def held_out(self, clips: Clips, *, count: int) -> Sequence[Batch]:
+    def held_out(self, clips: Clips, *, batch: int, count: int) -> Sequence[Batch]:
         """Validation batches, of short clips too."""
-        return clips.held_out(batch=self.batch // self.accumulate, count=count, frames=self.frames)
+        return clips.held_out(batch=batch, count=count, frames=self.frames)
 
     def trains(self, path: str) -> bool:
         return path.startswith("vae.")

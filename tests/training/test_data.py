@@ -15,6 +15,7 @@ from svdjax.training.data import DataConfig, open_clips
 from svdjax.training.directory import claim, keep_motion_map
 from tests.training.tiny import tiny_run
 
+ONE = ClipSampling(frames=2, size=(16, 16))
 BUCKETS = ClipSampling(buckets=((2, 16, 16), (2, 8, 16)))
 
 
@@ -63,4 +64,6 @@ def test_held_out_batches_hold_one_shape_each(folders):
     assert [batch["video"].shape for batch in batches] == [(4, 2, 16, 16, 3), (4, 2, 8, 16, 3)]
     again = mixed.held_out(batch=4, count=3)
     assert all(np.array_equal(a["video"], b["video"]) for a, b in zip(batches, again, strict=True))
-    assert len(mixed.held_out(batch=4, count=1)) == 1
+    assert [len(batch["fps"]) for batch in mixed.held_out(batch=4, count=1)] == [4, 2]  # of the first 8
+    assert [len(batch["fps"]) for batch in mixed.held_out(batch=2, count=2)] == [2, 2, 2]
+    assert len(opened(folders, also=(), weights=(), sampling=ONE).held_out(batch=1, count=2)) == 2

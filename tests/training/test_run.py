@@ -21,11 +21,13 @@ from svdjax.models.params import abstract, cast_floating, flat_params, load_flat
 from svdjax.models.svd import SVD
 from svdjax.training import RunConfig, Stopped, run
 from svdjax.training.checkpoint import whole_checkpoints
-from svdjax.training.data import Clips
+from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import claim
 from svdjax.training.export import Export, export
 from svdjax.training.mesh import make_mesh
 from svdjax.training.metrics import MetricsLog
+from svdjax.training.model import read
+from svdjax.training.stage_run import StageRun, validation_size
 from svdjax.training.vae_stage import encode_video
 from tests.training.tiny import MODEL, tiny_run
 from tests.weights import random_model, random_start
@@ -255,6 +257,39 @@ def test_what_rests_in_the_hosts_memory_validates_and_is_saved(finished, monkeyp
     assert [row["step"] for row in rows if np.isfinite(row.get("val_loss", np.nan))] == [1, 2]
     assert sizes[0] == config.unet.batch // 2
     assert {path.name for path in (config.out / "unet/checkpoints").glob("[0-9]*")} == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    ("part", "spread", "size"),
+    [
+        (2, 1, (2, 4)),  # the demos: as in training
+        (8, 8, (8, 4)),
+        (16, 16, (16, 4)),
+        (20, 4, (20, 3)),
+        (768, 1, (64, 1)),
+        (768, 16, (64, 1)),
+        (768, 24, (48, 1)),
+        (768, 96, (96, 1)),
+        (48, 48, (48, 1)),
+    ],
+)
+def test_validation_takes_64_clips_at_most_where_they_can_be_spread(part, spread, size):
+    assert validation_size(part, spread) == size
+    assert not size[0] % spread
+
+
+def test_a_large_batch_is_not_validated_whole(finished, monkeypatch):
+    monkeypatch.setattr(sys.modules["svdjax.training.stage_run"], "VALIDATION_CLIPS", 4)
+    config, quiet = only_unet(finished, "large"), Console(quiet=True)
+    clips = open_clips(config.data, quiet)
+    taken = {}
+    for devices in (1, 2, 8):
+        mesh = make_mesh(config.mesh, jax.devices()[:devices])
+        model = read(finished / "run/model.safetensors", mesh)
+        taken[devices] = StageRun(config, config.unet, model, clips, mesh, quiet).validation
+    sizes = {devices: [len(batch["video"]) for batch in batches] for devices, batches in taken.items()}
+    assert sizes == {1: [4], 2: [4], 8: [8]}
+    np.testing.assert_array_equal(taken[1][0]["video"], taken[8][0]["video"][:4])
 
 
 def test_a_run_goes_on_with_fewer_devices_on_the_same_clips_to_the_same_losses(finished, monkeypatch):
