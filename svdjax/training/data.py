@@ -77,10 +77,7 @@ class Clips:
             UserError: the training data is a latent cache, which has no pixels.
         """
         if isinstance(self.train, LatentCache):
-            raise UserError(
-                f"--data.train {self.config.train}: a latent cache trains the unet only: leave the other stages "
-                "out, or name clips"
-            )
+            raise no_pixels(self.config.train)
         return clip_batches(
             self.train,
             self._sampling(frames),
@@ -120,6 +117,13 @@ class Clips:
             for items in alike.values()
             for start in range(0, max(len(items) - batch, 0) + 1, batch)[:count]
         ]
+
+
+def no_pixels(cache: Path) -> UserError:
+    """What is wrong where a stage needs the pixels of the training clips, and these are a latent cache."""
+    return UserError(
+        f"--data.train {cache}: a latent cache trains the unet only: leave the other stages out, or name clips"
+    )
 
 
 def open_clips(config: DataConfig, console: Console) -> Clips:

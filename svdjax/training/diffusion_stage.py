@@ -21,7 +21,7 @@ from svdjax.diffusion.noise import DiscreteLevels, LogNormal, row_keys, video_no
 from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.tasks import Conditioning, DropRates, Task, drop, network_of, task_of
-from svdjax.training.data import Clips
+from svdjax.training.data import Clips, DataConfig
 from svdjax.training.latents import with_latents
 from svdjax.training.metrics import sigma_bands
 from svdjax.training.stage import Batch, Metrics, Stage
@@ -137,10 +137,19 @@ class DiffusionStage(Stage):
             return batches(clips.train, batch_size=self.batch, seed=seed, rows=rows, groups=clips.train.groups)
         if not self.cache_latents:
             return super().batches(model, clips, seed=seed, rows=rows)
-        if clips.config.sampling.buckets or clips.config.also:
-            raise UserError("--unet.cache-latents: takes clips of one shape and source: use svdjax precompute")
+        check_alike(clips.config)
         source = with_latents(model.vae, clips.fixed_train(), picture=task_of(model.config).picture)
         return batches(source, batch_size=self.batch, seed=seed, rows=rows)
+
+
+def check_alike(data: DataConfig) -> None:
+    """Check that clips can be cached in memory.
+
+    Raises:
+        UserError: they are of several shapes or sources.
+    """
+    if data.sampling.buckets or data.also:
+        raise UserError("--unet.cache-latents: takes clips of one shape and source: use svdjax precompute")
 
 
 def latents_of(model: SVD, batch: Batch) -> Float[Array, "b t h w c"]:

@@ -6,9 +6,13 @@ import re
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from svdjax.cli import main
+from svdjax.data import cache
+from svdjax.data.motion import MotionBuckets
+from svdjax.data.sampling import ClipSampling
 from svdjax.errors import UserError
 from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
@@ -183,6 +187,67 @@ def test_an_outline_has_what_stays_on_a_chip_and_the_floor(tmp_path):
     halves = outline_training(config, dataclasses.replace(stage, accumulate=2), mesh, "v5e:2x2")
     assert "beside activations of 1 clip" in table(halves).columns[1]._cells[-3]
     assert json.loads(json.dumps(cut.to_dict()))["floor"] == cut.floor
+
+
+def outlined(config, stage="unet", **data):
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+    mesh = make_mesh(config.mesh, topology_devices("v5e:1"))
+    return outline_training(config, getattr(config, stage), mesh, "v5e:1")
+
+
+def test_of_several_shapes_the_one_with_most_pixels_is_planned(tmp_path):
+    config = tiny_run(tmp_path)
+    config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, cache_latents=False))
+    shapes = {
+        name: ClipSampling(frames=9, size=(64, 64), buckets=buckets)
+        for name, buckets in {
+            "both": ((3, 16, 16), (1, 32, 16)),
+            "long": ((3, 16, 16),),
+            "wide": ((1, 32, 16),),
+        }.items()
+    }
+    both, long = (outlined(config, sampling=shapes[name]) for name in ("both", "long"))
+    assert both.executed == long.executed and both.memory == long.memory
+    assert both.name == "unet (clips of 3 x 16 x 16, the largest bucket)"
+    assert table(both).title.startswith(f"{both.name} on v5e:1")
+    # This stage takes one frame of each: then the widest is the largest.
+    both, wide = (outlined(config, "vae", sampling=shapes[name]) for name in ("both", "wide"))
+    assert both.executed == wide.executed and both.name == "vae (clips of 1 x 32 x 16, the largest bucket)"
+    assert outlined(config).name == "unet"
+
+
+def test_a_latent_cache_is_planned_as_it_is(tmp_path):
+    """In the shape of its largest clips, and without the encoders."""
+    config = tiny_run(tmp_path)
+    item = {
+        "latents": np.zeros((2, 8, 8, 4), np.float16),
+        "image_embedding": np.zeros(8, np.float16),
+        "cond_latents": np.zeros((1, 8, 8, 4), np.float16),
+        "cond_noise_aug": np.zeros(1, np.float32),
+        "fps": np.float32(7),
+        "motion_bucket": np.float32(1),
+    }
+    small = item | {
+        "latents": np.zeros((1, 4, 4, 4), np.float16),
+        "cond_latents": np.zeros((1, 4, 4, 4), np.float16),
+    }
+    directory = tmp_path / "cache"
+    directory.mkdir()
+    cache.write_json(directory / cache.SETTINGS, {})
+    cache.write_shard(directory, 0, [small, item], {"clips": [[1, 8, 8, 1], [2, 16, 16, 1]], "bad": {}})
+    with pytest.raises(UserError, match="no finished latent cache"):
+        outlined(config, train=directory)
+    assert cache.finish(directory, 1, MotionBuckets(thresholds=tuple(map(float, range(254)))), "test")
+    pixels, made = outlined(config), outlined(config, train=directory)
+    assert made.name == "unet (cached clips of 2 x 16 x 16)" and pixels.name == "unet"
+    assert 0 < made.executed < pixels.executed  # that keeps latents, too, but encodes the picture
+    with pytest.raises(UserError, match="a latent cache trains the unet only"):
+        outlined(config, "vae", train=directory)
+
+
+def test_clips_that_cannot_be_cached_in_memory_are_not_planned_so(tmp_path):
+    with pytest.raises(UserError, match=r"--unet\.cache-latents: takes clips of one shape"):
+        outlined(tiny_run(tmp_path), sampling=ClipSampling(buckets=((2, 16, 16),)))
 
 
 def test_an_outline_comes_instead_of_something_else(capsys):
