@@ -3,14 +3,15 @@
 Command: python -m benchmarks.longer_videos [CHECKPOINT] [--videos N]   (the bundled demo by default)
 
 Pictures of the built-in world are animated for three windows; a model of known frames is given as many true frames
-as windows share instead. Prints one JSON object with, for each way to go on,
+as windows share instead, and a model of texts the captions of the world that the demo of texts knows. Prints one
+JSON object with, for each way to go on,
 
 seam_error: the mean difference of the two frames at a seam, over that of neighbouring frames elsewhere in the same
     videos; 1 is no seam, and below it the motion halts;
 jerk: the same of the second difference over frames, in which a jump of the velocity shows.
 
 ``picture`` animates the last frame of a window anew, which keeps the picture but not the motion (for a model of
-known frames that is ``overlap 1``). ``overlap k`` is ``--windows 3 --overlap k``.
+known frames that is ``overlap 1``; texts have none). ``overlap k`` is ``--windows 3 --overlap k``.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.demo import SEED, pipeline_of, shown
+from benchmarks.runs import demo_run
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model
 from svdjax.data.sprites import World, draw_clips
@@ -72,8 +74,16 @@ def measure(
     """Seam error and jerk of each way to go on; see `pipeline_of`."""
     model = load_model(checkpoint, dtype=np.float32)
     frames, ways = model.config.defaults.frames, {}
-    clips = from_uint8(np.stack([clip.frames for clip in draw_clips(World(frames=frames), SEED, videos)]))
-    pictures = model.missing_frame is None
+    texts = model.text_encoder is not None
+    pictures = not texts and model.missing_frame is None
+    world = demo_run("demo_text_to_video", Path()).data.world if texts else World(frames=frames)
+    drawn = list(draw_clips(world, SEED, videos))
+    clips = from_uint8(np.stack([clip.frames for clip in drawn]))
+
+    def start(overlap: int) -> dict[str, Any]:
+        if texts:
+            return {"prompts": [clip.truth.caption for clip in drawn]}
+        return {"images": clips[:, 0]} if pictures else shown(clips, np.arange(frames) < overlap)
 
     def judge(name: str, made: np.ndarray, step: int) -> None:
         seams = [frames - 1 + step * number for number in range(WINDOWS - 1)]
@@ -87,8 +97,7 @@ def measure(
         judge("picture", again(pipeline_of(model, **how), clips[:, 0]), frames - 1)
     for overlap in overlaps:
         pipeline = pipeline_of(model, windows=WINDOWS, overlap=overlap, **how)
-        start = {"images": clips[:, 0]} if pictures else shown(clips, np.arange(frames) < overlap)
-        judge(f"overlap {overlap}", from_uint8(pipeline(**start)), frames - overlap)
+        judge(f"overlap {overlap}", from_uint8(pipeline(**start(overlap))), frames - overlap)
     about = {"checkpoint": str(checkpoint), "videos": videos, "seed": SEED, "windows": WINDOWS, **defaults}
     return {**about, "ways": ways}
 

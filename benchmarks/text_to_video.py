@@ -7,7 +7,8 @@ before a camera at rest. `svdjax.evaluation.sprites` finds colour, shape and dir
 JSON object with the share of samples that agree with the prompt in each: ``prompt`` with their own; ``shuffled``
 with every other sample's, which is what a model that does not read would reach; ``chance`` by guessing; ``truth``
 what the detector finds in the true clips, and ``autoencoder`` in these encoded and decoded: the most that can be
-reached.
+reached. ``temporal`` is of every fourth sample, if its direction is not the first one's, made anew with the first
+one's caption as the temporal prompt: the share that moves as its prompt says, and as the temporal prompt says.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from svdjax.data.sprites import COLOURS, DIRECTIONS, Truth, draw_clips
 from svdjax.evaluation.sprites import Seen, look
 from svdjax.sampling.bundled import CHECKPOINTS
 from svdjax.sampling.images import from_uint8, to_uint8
+from svdjax.sampling.pipeline import Pipeline
 
 BUNDLED = (CHECKPOINTS["text_to_video"],)
 QUICK = MappingProxyType({"samples": 16, "steps": 12})
@@ -69,6 +71,7 @@ def measure(checkpoint: Path, *, samples: int = 64, **defaults: Any) -> dict[str
     kinds = {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS}
     found = {
         "prompt": agreement(seen, truths),
+        "temporal": temporal(pipeline, truths),
         "shuffled": shuffled(seen, truths),
         "chance": {name: 1 / len(values) for name, values in kinds.items()},
         "truth": agreement([look(clip) for clip in video], truths),
@@ -76,6 +79,18 @@ def measure(checkpoint: Path, *, samples: int = 64, **defaults: Any) -> dict[str
     }
     rounded = {name: {kind: round(share, 3) for kind, share in each.items()} for name, each in found.items()}
     return {"checkpoint": str(checkpoint), "samples": samples, "seed": SEED, **defaults, **rounded}
+
+
+def temporal(pipeline: Pipeline, truths: list[Truth]) -> dict[str, float]:
+    """Shares of samples that move as their prompts say, and as their temporal prompt, the first one's, says."""
+    first, other = truths[0].caption, truths[0].directions[0]
+    truths = [truth for truth in truths[::4] if truth.directions[0] != other]
+    made = pipeline(prompts=[truth.caption for truth in truths], temporal_prompt=first)
+    ways = [look(each).direction for each in made]
+    return {
+        "prompt": float(np.mean([way == truth.directions[0] for way, truth in zip(ways, truths, strict=True)])),
+        "temporal prompt": float(np.mean([way == other for way in ways])),
+    }
 
 
 def as_expected(found: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import camera_lora, runs, tasks, video_prediction
+from benchmarks import camera_lora, frame_interpolation, runs, tasks, video_prediction
 from svdjax.data.sprites import World, draw_clips
 from svdjax.errors import UserError
 from svdjax.sampling.images import from_uint8
@@ -25,9 +25,10 @@ def psnrs(**values):
     return {"after_vae": {name: [40.0, value] for name, value in values.items()}}
 
 
-def motions(*pairs):
+def motions(*pairs, samples=64):
     names = camera_lora.MOTIONS
-    return {"motions": {name: {"with": w, "without": wo} for name, (w, wo) in zip(names, pairs, strict=True)}}
+    shares = {name: {"with": w, "without": wo} for name, (w, wo) in zip(names, pairs, strict=True)}
+    return {"samples": samples, "motions": shares}
 
 
 def jerks(**values):
@@ -55,8 +56,12 @@ VERDICTS = {
         [{"prompt": shares(*agree), **OTHERS} for agree in ((0.1, 0.3, 0.3), (0.2, 0.2, 0.3), (0.2, 0.3, 0.25))],
     ),
     "camera_lora": (
-        motions((0.9, 0.1), (0.9, 0.8), (0.6, 0.0)),
-        [motions((0.9, 0.1), (0.9, 0.9), (0.9, 0.1)), motions((0.9, 0.1), (0.4, 0.0), (0.9, 0.1))],
+        motions((0.9, 0.1), (0.9, 0.8), (0.95, 0.0)),
+        [
+            motions((0.9, 0.1), (0.9, 0.9), (0.9, 0.1)),
+            motions((0.9, 0.1), (0.8, 0.0), (0.9, 0.1)),
+            motions((0.9, 0.1), (0.4, 0.0), (0.9, 0.1), samples=8),
+        ],
     ),
     "video_prediction": (
         {"psnr": {"model": [22.0, 20.0], "repetition": [23.0, 18.0], "flow": [25.0, 24.0], "vae": [30.0, 30.0]}},
@@ -229,3 +234,10 @@ def test_each_camera_lora_sees_its_own_motion_and_starts_from_the_base(tmp_path,
         assert {camera for camera, weight in cameras.items() if weight} == {motion}
         assert dataclasses.replace(config.data.world, cameras=first.data.world.cameras) == first.data.world
     assert len({config.data.train for config in seen}) == 4
+
+
+def test_gaps_between_any_known_frames_are_filled_in_from_their_ends():
+    ramp = np.arange(8.0)[None, :, None, None, None]
+    found = frame_interpolation.interpolations(ramp, np.array([0, 1, 5, 7]))
+    assert found["blending"].ravel().tolist() == ramp.ravel().tolist()
+    assert found["repetition"].ravel().tolist() == [0, 1, 1, 1, 5, 5, 5, 7]
