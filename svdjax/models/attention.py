@@ -18,7 +18,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec
 
-from svdjax.models.sharding import spec_of
+from svdjax.models.sharding import shared_axes, spec_of
 from svdjax.typing import Array, Float
 
 # Score matrices of up to this many numbers are made whole: 7 M on a CPU, 512 M (2 GiB in float32) elsewhere.
@@ -49,7 +49,7 @@ def attention(
         The attended values in the dtype of ``q``.
     """
     queries = spec_of(q.shape, "b h w n d" if q.ndim == 5 else "b ...")
-    if not any(queries):
+    if not shared_axes():
         return _attention_on_one_device(q, k, v)
     keys = PartitionSpec(queries[0])
     return jax.shard_map(

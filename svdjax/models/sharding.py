@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import jax
-from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
+from jax.sharding import PartitionSpec, get_abstract_mesh
 
 from svdjax.typing import Array, Shaped
 
@@ -18,7 +18,8 @@ MESH_AXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 def constrain(x: Shaped[Array, "..."], axes: str = "b ... w c") -> Shaped[Array, "..."]:
     """Say how an array lies on the mesh of ``jax.set_mesh``; without one, the array as it is.
 
-    Inside ``jax.shard_map`` nothing happens either: there each device has its own arrays. Values never change.
+    Axes of the mesh over which ``jax.shard_map`` is at work count as absent: there each device has its own arrays.
+    Values never change.
 
     Args:
         x: activations.
@@ -40,20 +41,19 @@ def spec_of(shape: tuple[int, ...], axes: str) -> PartitionSpec:
 
 def context_size() -> int:
     """Number of devices that share one video: the length of the mesh axis "context", 1 without one."""
+    return shared_axes().get("context", 1)
+
+
+def shared_axes() -> dict[str, int]:
+    """The axes of the mesh of ``jax.set_mesh``, longer than 1, whose devices share arrays, and their lengths."""
     mesh = get_abstract_mesh()
-    if mesh.empty or AxisType.Manual in mesh.axis_types:
-        return 1
-    return mesh.shape.get("context", 1)
+    return {name: size for name, size in mesh.shape.items() if size > 1 and name not in mesh.manual_axes}
 
 
 def _mesh_axes(size: int, letter: str) -> tuple[str, ...] | None:
-    mesh = get_abstract_mesh()
-    if mesh.empty or AxisType.Manual in mesh.axis_types:
-        return None
-    chosen, parts = [], 1
+    shared, chosen, parts = shared_axes(), [], 1
     for name in MESH_AXES.get(letter, ()):
-        length = mesh.shape.get(name, 1)
-        if length > 1 and size % (parts * length) == 0:
+        if name in shared and size % (parts * shared[name]) == 0:
             chosen.append(name)
-            parts *= length
+            parts *= shared[name]
     return tuple(chosen) or None

@@ -20,7 +20,7 @@ from svdjax.sampling.bundled import bundled_checkpoint
 from svdjax.sampling.inputs import reader_of
 from svdjax.sampling.loras import apply_loras
 from svdjax.sampling.options import Sample, resolve
-from svdjax.sampling.pipeline import Pipeline, Settings
+from svdjax.sampling.pipeline import Pipeline, Settings, check_context
 from svdjax.tasks import task_of
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -74,6 +74,7 @@ def run(args: Sample) -> list[Path]:
     args = dataclasses.replace(args, task=args.task or config.task)
     frames = config.defaults.frames if args.task == config.task else reader.frames or config.defaults.frames
     settings = resolve(args, dataclasses.replace(config.defaults, frames=frames))
+    check_context(config, settings, jax.local_device_count())
     defaults = settings.defaults
     if any(side % config.size_multiple for side in (defaults.height, defaults.width)):
         size = f"{defaults.height}x{defaults.width}"

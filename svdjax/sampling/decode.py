@@ -10,6 +10,7 @@ from jax import lax
 from svdjax.errors import UserError
 from svdjax.models.layers import GroupNorm, TemporalConv, alpha_blend
 from svdjax.models.resnet import VideoResBlock
+from svdjax.models.sharding import constrain
 from svdjax.models.vae import VAE, VAEConfig, each_frame
 from svdjax.typing import Array, Float
 
@@ -106,7 +107,7 @@ def _exact(vae: VAE, z: Array, chunk: int) -> Array:
             waiting.append(layer.spatial)
             x = _temporal_half(layer, flush(x), chunk)
         elif isinstance(layer, TemporalConv):
-            x = layer(flush(x))  # three channels: small enough for all frames
+            x = constrain(layer(flush(x)))  # three channels: small enough for all frames
         else:
             waiting.append(layer)
     return flush(x)
@@ -178,6 +179,7 @@ def _write_chunks(make: Callable[[Array, Array, int], Array], out: Array, chunk:
         start = jnp.asarray(start)
         return lax.dynamic_update_slice_in_dim(out, make(out, start, size), start, axis=1)
 
+    out = constrain(out)
     whole, rest = divmod(out.shape[1], chunk)
     out = lax.fori_loop(0, whole, lambda i, out: write(out, i * chunk, chunk), out)
     return write(out, whole * chunk, rest) if rest else out

@@ -58,6 +58,7 @@ class Sample:
         seed: the same seed gives the same video.
         num_videos: videos per photo or prompt.
         per_device: videos that a device works on at once.
+        context: devices that share one video, each with some of its columns, for videos too large for one.
         chunk: frames to decode at once; fewer need less memory. If left out, exact decoding takes large videos
             a few frames at a time.
         decode: exact equals decoding all frames at once; reference decodes chunks alone, as PyTorch does.
@@ -97,6 +98,7 @@ class Sample:
     seed: int = 23
     num_videos: int = 1
     per_device: int = 1
+    context: int = 1
     chunk: int | None = None
     decode: Literal["exact", "reference"] = "exact"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -164,6 +166,7 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
         schedule=args.schedule,
         seed=args.seed,
         per_device=args.per_device,
+        context=args.context,
         chunk=args.chunk,
         decode=args.decode,
         windows=args.windows,

@@ -32,6 +32,7 @@ from svdjax.diffusion.noise import (
     row_keys,
 )
 from svdjax.diffusion.samplers import SAMPLERS, sample
+from svdjax.errors import UserError
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.vae import VAE
 from svdjax.sampling.decode import decode_frames, default_chunk
@@ -54,7 +55,8 @@ class Settings:
         sampler, schedule: names of the sampler and of the noise levels that it steps through; ``leading`` and
             ``trailing`` are subsets of SD 2.1's 1000 levels. No schedule is :func:`own_schedule`.
         seed: video i of a seed is the same whatever the number of devices and of other videos.
-        per_device: videos that a device works on at once.
+        per_device: videos that a device, or a row of devices that share them, works on at once.
+        context: devices that share one video, each with some of its columns, for videos too large for one.
         chunk: frames decoded at once. None is :func:`default_chunk` where the result does not depend on it
             (``exact``), else all.
         decode: ``exact`` equals decoding all frames at once; ``reference`` decodes chunks alone, with seams.
@@ -67,6 +69,7 @@ class Settings:
     schedule: ScheduleName | None = None
     seed: int = 23
     per_device: int = 1
+    context: int = 1
     chunk: int | None = None
     decode: Literal["exact", "reference"] = "exact"
     windows: int = 1
@@ -115,8 +118,27 @@ def decoder_dtype(vae: VAE) -> np.dtype:
     return jnp.dtype(jnp.float32) if dtype == jnp.float16 else dtype
 
 
+def check_context(config: SVDConfig, settings: Settings, devices: int) -> None:
+    """See that so many devices can share a video of these settings.
+
+    Raises:
+        UserError: there are not as many, or its columns do not divide among them at every level of the networks.
+    """
+    context, width = settings.context, settings.defaults.width
+    if not 1 <= context <= devices:
+        raise UserError(f"--context {context}: must be from 1 to {devices}, the number of devices here")
+    multiple = config.size_multiple * context
+    if (width + -width % config.size_multiple) % multiple:
+        raise UserError(
+            f"--context {context}: videos {width} pixels wide do not divide among so many devices at every "
+            f"level: make the width a multiple of {multiple}, or let fewer devices share a video"
+        )
+
+
 class Pipeline:
     """A loaded model made ready to sample: three stages, compiled once, each device with videos of its own.
+
+    Or each row of ``settings.context`` devices, which share them; devices that are left over stay idle.
 
     Attributes:
         task: what the model is conditioned on.
@@ -131,7 +153,7 @@ class Pipeline:
             model: its parameters' type is the type to compute in.
             settings: how to sample. Sizes that are no multiple of the model's ``size_multiple`` are rounded up for
                 the networks, and the videos cropped.
-            on_step: called on the host after each sampler step of each device.
+            on_step: called on the host after each sampler step of each device, or row of them.
 
         Raises:
             UserError: no task is known that the model is conditioned by.
@@ -142,7 +164,7 @@ class Pipeline:
         self._on_step = on_step
         self._config = model.config
         self._graph, self._state = nnx.split(model)
-        self._stages_on: dict[tuple[jax.Device, ...], Sequence[Callable[..., Any]]] = {}
+        self._stages_on: dict[int, Sequence[Callable[..., Any]]] = {}
 
     def __call__(self, **inputs: Any) -> UInt8[ndarray, "b t h w 3"]:
         """Make the videos that a user asks for.
@@ -163,41 +185,50 @@ class Pipeline:
         return self.task.request(self.settings.defaults, **inputs)
 
     def videos(self, request: PyTree) -> Iterator[UInt8[ndarray, "t h w 3"]]:
-        """The videos of a request of NumPy arrays, one after the other, as soon as each is finished."""
+        """The videos of a request of NumPy arrays, one after the other, as soon as each is finished.
+
+        Raises:
+            UserError: see :func:`check_context`.
+        """
         count = len(jax.tree.leaves(request)[0])
-        devices, groups = self._layout(count)
-        stages = self._stages(devices)
+        rows, groups = self._layout(count)
+        stages = self._stages(rows)
         for group in groups:
-            some = jax.tree.map(lambda x, rows=group % count: x[rows], request)
+            some = jax.tree.map(lambda x, which=group % count: x[which], request)
             yield from self._group(some, group, stages)[: count - group[0]]
 
     def step_calls(self, count: int) -> int:
         """How often ``on_step`` is called for ``count`` videos."""
-        devices, groups = self._layout(count)
-        return len(devices) * len(groups) * self.settings.defaults.steps * self.settings.windows
+        rows, groups = self._layout(count)
+        return rows * len(groups) * self.settings.defaults.steps * self.settings.windows
 
-    def _layout(self, count: int) -> tuple[tuple[jax.Device, ...], Int[ndarray, "groups n"]]:
-        """The devices to use, and the numbers of the videos that they work on at once, group by group.
+    def _layout(self, count: int) -> tuple[int, Int[ndarray, "groups n"]]:
+        """How many rows of devices to use, each with videos of its own, and the numbers of those made at once.
 
         The last group is filled up with the first requests again, so that every group has the same shapes.
         """
-        per_device = min(self.settings.per_device, count)
-        devices = tuple(jax.local_devices()[: -(-count // per_device)])
-        at_once = len(devices) * per_device
-        return devices, np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
+        check_context(self._config, self.settings, jax.local_device_count())
+        per_row = min(self.settings.per_device, count)
+        rows = min(jax.local_device_count() // self.settings.context, -(-count // per_row))
+        at_once = rows * per_row
+        return rows, np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
 
-    def _stages(self, devices: tuple[jax.Device, ...]) -> Sequence[Callable[..., Any]]:
-        """The three stages on these devices, which share one copy of the weights on each."""
-        if devices not in self._stages_on:
-            mesh = Mesh(np.array(devices), ("data",))
+    def _stages(self, rows: int) -> Sequence[Callable[..., Any]]:
+        """The three stages on so many rows of devices, which share one copy of the weights on each device."""
+        if rows not in self._stages_on:
+            context = self.settings.context
+            devices = np.array(jax.local_devices()[: rows * context]).reshape(rows, context)
+            mesh = Mesh(devices, ("data", "context"))
             state = jax.device_put(self._state, NamedSharding(mesh, P()))
-            self._stages_on[devices] = [
-                self._on_each_device(stage, mesh, state) for stage in (self.condition, self.sample, self.decode)
+            self._stages_on[rows] = [
+                self._on_each_row(stage, mesh, state) for stage in (self.condition, self.sample, self.decode)
             ]
-        return self._stages_on[devices]
+        return self._stages_on[rows]
 
-    def _on_each_device(self, stage: Callable[..., Any], mesh: Mesh, state: PyTree) -> Callable[..., Any]:
-        """Compile a stage to run on every device alone: no stage needs to communicate."""
+    def _on_each_row(self, stage: Callable[..., Any], mesh: Mesh, state: PyTree) -> Callable[..., Any]:
+        """Compile a stage to run on every row of devices alone: only the devices of one row communicate."""
+        # No axis of length one is left to the compiler: it would want each kernel wrapped for nothing.
+        own = {"data"} if mesh.shape["context"] > 1 else set(mesh.axis_names)
 
         @jax.jit
         def run(state: PyTree, *batch: PyTree) -> Any:
@@ -205,9 +236,9 @@ class Pipeline:
                 return stage(nnx.merge(self._graph, state), *batch)
 
             specs = (P(), *[P("data")] * len(batch))
-            return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P("data"), check_vma=False)(
-                state, *batch
-            )
+            return jax.shard_map(
+                local, mesh=mesh, in_specs=specs, out_specs=P("data"), axis_names=own, check_vma=False
+            )(state, *batch)
 
         return lambda *batch: self.timings.measure(stage.__name__, lambda: run(state, *batch))
 

@@ -151,6 +151,7 @@ def test_values_out_of_range_are_named(options, named):
         ((__file__,), "not a picture"),
         (("--checkpoint", "nowhere/at/all.safetensors"), "not a local path"),
         (("--frames", "0"), "must be at least 1"),
+        (("--context", "9"), "--context 9: must be from 1 to 8"),
         (("--out", "/dev/null/videos"), "cannot write"),
     ],
 )

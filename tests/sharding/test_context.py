@@ -161,3 +161,19 @@ def test_without_a_mesh_and_inside_a_shard_map_nothing_is_constrained():
         text = str(jax.make_jaxpr(inside)(x))
         assert "sharding_constraint" in str(jax.make_jaxpr(constrain)(x))
     assert "sharding_constraint" not in text
+
+
+def test_inside_a_shard_map_over_videos_their_columns_are_still_shared():
+    seen = []
+
+    def inside(x):
+        seen.append((context_size(), spec_of(x.shape, "b ... w c")))
+        return constrain(2 * x)
+
+    rows = PartitionSpec("data")
+    split = jax.shard_map(inside, mesh=mesh_of((2, 1, 4)), in_specs=rows, out_specs=rows, axis_names={"data"})
+    x = normal(5, 4, 4, 16, 8)
+    found = jax.jit(split)(x)
+    assert seen[0] == (4, PartitionSpec(None, None, ("context",), None))
+    assert found.sharding.shard_shape(found.shape) == (2, 4, 4, 8)
+    same(found, 2 * x)
