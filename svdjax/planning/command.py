@@ -35,12 +35,15 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if options.json and (options.shardings or options.largest):
         parser.error("--json: there is none for --shardings and --largest")
+    if options.context != 1 and not options.sampling:
+        parser.error("--context: is for --sampling; in training it is --mesh.context")
     config = load_config(rest, default=DEMO)
     devices = topology_devices(options.topology)
     console = Console()
     if options.sampling:
-        settings = Settings(defaults=config.model.defaults, per_device=options.videos, chunk=options.chunk)
-        plans = plan_sampling(config.model, settings, devices[0], options.topology)
+        shared = {"per_device": options.videos, "context": options.context}
+        settings = Settings(defaults=config.model.defaults, **shared, chunk=options.chunk)
+        plans = plan_sampling(config.model, settings, devices, options.topology)
         return _report(plans, options.json, console)
     stage, mesh = _stage(config, options.stage), make_mesh(config.mesh, devices)
     again = [*rest, "--topology", options.topology, "--stage", stage.name]
@@ -103,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     instead.add_argument("--shardings", action="store_true", help="print how each parameter is cut, no more")
     instead.add_argument("--largest", action="store_true", help="look for the largest batch whose arrays fit")
-    instead.add_argument("--sampling", action="store_true", help="plan sampling from the model on one chip instead")
-    parser.add_argument("--videos", type=int, default=1, help="that a chip samples at once")
+    instead.add_argument("--sampling", action="store_true", help="plan sampling from the model instead")
+    parser.add_argument("--videos", type=int, default=1, help="that a chip (or those of --context) samples at once")
+    parser.add_argument("--context", type=int, default=1, help="chips that share one video when sampling")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--chunk", type=int, help="frames to decode at once; as `svdjax sample` if left out")
     return parser

@@ -1,7 +1,9 @@
-"""Plans of sampling: its three programs on one chip, which holds the whole model. Several chips change nothing:
-each works on videos of its own."""
+"""Plans of sampling: its three programs on one chip, or on those that share a video. Each holds the whole model.
 
-from collections.abc import Callable, Iterator
+More chips change nothing: they work on videos of their own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +16,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from svdjax.models.params import abstract, cast_floating
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.planning.plan import Outline, Plan, make_plan, resident
-from svdjax.sampling.pipeline import Pipeline, Settings
+from svdjax.sampling.pipeline import Pipeline, Settings, check_context
 from svdjax.training.flops import example_request, sampling_flops
 from svdjax.training.sharding import shape_at
 from svdjax.typing import Array, PyTree
 
 
-def plan_sampling(config: SVDConfig, settings: Settings, device: jax.Device, topology: str) -> Iterator[Plan]:
+def plan_sampling(
+    config: SVDConfig, settings: Settings, devices: Sequence[jax.Device], topology: str
+) -> Iterator[Plan]:
     """Compile conditioning, sampling and decoding of ``settings.per_device`` videos, in bfloat16, one by one.
 
     Args:
         config: the model's sizes. settings: how to sample.
-        device: a chip of the topology.
+        devices: of the topology; the first ``settings.context`` are planned for.
 
     Raises:
-        UserError: one of them does not fit into the chip's memory.
+        UserError: one of them does not fit into the chips' memory, or the chips cannot share the videos.
     """
-    mesh = Mesh(np.array([device]), ("data",))
+    check_context(config, settings, len(devices))
+    mesh = Mesh(np.array(devices[: settings.context]), ("context",))
     whole = NamedSharding(mesh, PartitionSpec())
     model = abstract(SVD, config)
     graph, state = nnx.split(model)

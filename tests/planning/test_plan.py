@@ -256,6 +256,19 @@ def test_an_outline_comes_instead_of_something_else(capsys):
     assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--context", "2"], "--context: is for --sampling; in training it is --mesh.context"),
+        (["--sampling", "--context", "8"], "--context 8: must be from 1 to 4, the number of devices here"),
+    ],
+)
+def test_chips_that_cannot_share_a_video_are_named(options, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "configs/demo.py", "--topology", "v5e:2x2", *options])
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
 def test_the_estimate_counts_every_part_of_a_batch(tmp_path, monkeypatch):
     config = tiny_run(tmp_path)
     stage = dataclasses.replace(config.vae, batch=8, accumulate=4)
@@ -361,17 +374,17 @@ def test_what_waits_in_the_hosts_memory_is_not_on_the_chip(tmp_path):
 
 
 @pytest.mark.slow
-def test_sampling_compiles_for_one_chip_that_holds_the_whole_model(tmp_path):
-    (device,) = topology_devices("v5e:1")
-    settings = Settings(defaults=dataclasses.replace(MODEL.defaults, steps=3))
-    plans = list(plan_sampling(MODEL, settings, device, "v5e:1"))
+@pytest.mark.parametrize("context", [1, 2])
+def test_sampling_compiles_for_chips_that_hold_the_whole_model_each(context):
+    settings = Settings(defaults=dataclasses.replace(MODEL.defaults, steps=3), context=context)
+    plans = list(plan_sampling(MODEL, settings, topology_devices("v5e:2x2"), "v5e:2x2"))
     assert [each.name for each in plans] == ["condition", "sample", "decode"]
     flops = sampling_flops(MODEL, settings)
     assert {each.name: each.flops for each in plans} == flops and all(flops.values())
     size = sum(x.size for x in flat_params(abstract(SVD, MODEL)).values())
     for each in plans:
         assert each.memory["weights"] * GIB == pytest.approx(2 * size, rel=0.01)  # bfloat16, each has all of them
-        assert each.fits and not each.collectives
+        assert each.fits and each.chips == context and bool(each.collectives) == (context > 1)
         assert json.loads(json.dumps(each.to_dict()))["total"] == each.total
 
 
