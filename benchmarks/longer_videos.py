@@ -1,6 +1,6 @@
 """Longer videos, measured: how well do windows join?
 
-Command: python -m benchmarks.longer_videos [CHECKPOINT] [--videos N]   (the bundled demo by default)
+Command: python -m benchmarks.longer_videos [CHECKPOINT] [--videos N] [--overlaps K ...]   (by default the demo)
 
 Pictures of the built-in world are animated for three windows; a model of known frames is given as many true frames
 as windows share instead, and a model of texts the captions of the world that the demo of texts knows. Prints one
@@ -34,7 +34,7 @@ from svdjax.sampling.pipeline import Pipeline
 
 BUNDLED = (DEMO_CHECKPOINT,)
 QUICK = MappingProxyType({"videos": 8, "overlaps": (1,), "steps": 12})
-WINDOWS = 3
+WINDOWS, OVERLAPS = 3, (1, 2, 4)
 BUCKET = 190.0  # enough motion for a seam to show
 
 
@@ -69,7 +69,7 @@ def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Pat
 
 
 def measure(
-    checkpoint: Path, *, videos: int = 32, overlaps: tuple[int, ...] = (1, 2, 4), **defaults: Any
+    checkpoint: Path, *, videos: int = 32, overlaps: tuple[int, ...] = OVERLAPS, **defaults: Any
 ) -> dict[str, Any]:
     """Seam error and jerk of each way to go on; see `pipeline_of`."""
     model = load_model(checkpoint, dtype=np.float32)
@@ -119,8 +119,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path, nargs="?", default=DEMO_CHECKPOINT)
     parser.add_argument("--videos", type=int, default=32)
+    parser.add_argument("--overlaps", type=int, nargs="+", default=OVERLAPS, help="frames that windows share")
     args = parser.parse_args()
-    print(json.dumps(measure(args.checkpoint, videos=args.videos), indent=1))
+    print(json.dumps(measure(args.checkpoint, videos=args.videos, overlaps=tuple(args.overlaps)), indent=1))
 
 
 if __name__ == "__main__":

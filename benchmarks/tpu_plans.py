@@ -38,6 +38,7 @@ class Row:
         nested: recompute the parts of a transformer one by one.
         whole: compile training to the end, with the chip's code; otherwise its buffers are placed.
         sampling: compile sampling from its model on one chip instead.
+        released: place the arrays of decoding with the temporal decoder, as released models have it, alone.
     """
 
     config: str
@@ -49,6 +50,7 @@ class Row:
     accumulate: int = 1
     whole: bool = False
     sampling: bool = False
+    released: bool = False
 
     @property
     def name(self) -> str:
@@ -56,7 +58,8 @@ class Row:
         mesh = "sampling" if self.sampling else f"{self.fsdp}x{self.context}"
         mesh += f" {self.clips} clips" if self.clips > 1 else ""
         name = f"{self.config} {self.topology} {mesh}" + (" nested" if self.nested else "")
-        return name + (f" in {self.accumulate}" if self.accumulate > 1 else "") + (" whole" if self.whole else "")
+        name += f" in {self.accumulate}" if self.accumulate > 1 else ""
+        return name + " whole" * self.whole + " temporal decoder" * self.released
 
     @property
     def batch(self) -> int:
@@ -82,7 +85,9 @@ OTHERS = [
     Row(config="svd_xt", topology="v5p:1", whole=True),
     Row(config="svd", topology="v5p:1"),
     Row(config="svd", topology="v5e:1", sampling=True),
+    Row(config="svd", topology="v5e:1", sampling=True, released=True),
     Row(config="svd_xt", topology="v5e:1", sampling=True),
+    Row(config="svd_xt", topology="v5e:1", sampling=True, released=True),
 ]
 
 
@@ -117,8 +122,8 @@ def others(results: dict[str, list[dict]]) -> str:
         for plan in results.get(row.name, ()):
             what = f"sampling {row.config}, {plan['name']}" if row.sampling else row.config
             what += ", nested" * row.nested + f", in {row.accumulate} parts" * (row.accumulate > 1)
-            what += ", to the end" * row.whole
-            lines.append([what, row.topology, *_cells(plan)])
+            what += ", to the end" * row.whole + ", temporal decoder" * row.released
+            lines.append([what, row.topology, *_cells(plan, mfu="" if row.sampling else _mfu(plan))])
     return _markdown(columns, lines)
 
 
@@ -183,7 +188,7 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text)
 
 
-def _cells(plan: dict) -> list[object]:
+def _cells(plan: dict, mfu: str) -> list[object]:
     mesh = " x ".join(str(size) for size in plan["mesh"].values())
     if "refused" in plan:
         return [mesh, plan["batch"], plan["refused"], *[""] * 8]
@@ -195,18 +200,20 @@ def _cells(plan: dict) -> list[object]:
         f"{working:.2f}",
         "" if program is None else f"{program:.2f}",
     ]
-    links = "" if plan["transfer"] is None else f"{plan['transfer']:.2f} s"
+    links = f"{plan['transfer']:.2f} s" if plan["transfer"] else ""
     estimate = "" if plan["step"] is None else f"{plan['step']:.2f} s"
-    return [mesh, plan["batch"], *memory, f"{plan['floor']:.2f} s", links, estimate, _mfu(plan), _duration(plan)]
+    return [mesh, plan["batch"], *memory, f"{plan['floor']:.2f} s", links, estimate, mfu, _duration(plan)]
 
 
 def _mfu(plan: dict) -> str:
     """The estimate; or how much it can be at most, with transfers beside computing and after it."""
-    if plan["mfu"] is not None or plan["transfer"] is None:
-        return "" if plan["mfu"] is None else f"{plan['mfu']:.0%}"
+    if plan.get("mfu") is not None:
+        return f"{plan['mfu']:.0%}"
+    if plan.get("transfer") is None:
+        return ""
     ideal = plan["flops"] / plan["executed"] * plan["floor"]
     beside, after = max(plan["floor"], plan["transfer"]), plan["floor"] + plan["transfer"]
-    return f"≤ {ideal / beside:.0%}, {ideal / after:.0%}"
+    return f"≤ {ideal / beside:.0%}" + (f", {ideal / after:.0%}" if plan["transfer"] else "")
 
 
 def _stays(plan: dict) -> float:
@@ -220,6 +227,7 @@ def _duration(plan: dict) -> str:
 
 def _made(row: Row) -> list[dict]:
     options = ["--sampling"] if row.sampling else [*["--buffers"] * (not row.whole), *_mesh(row)]
+    options += ["--buffers", "--program", "decode", "--model.vae.temporal-decoder"] * row.released
     plan = ["plan", str(CONFIGS / f"{row.config}.py"), "--topology", row.topology, *options]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"

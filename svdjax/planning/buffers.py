@@ -46,17 +46,17 @@ class Placement:
     seconds: float
 
 
-def plan_buffers(outline: Outline, argv: Sequence[str]) -> Plan:
-    """The plan of a training step, but for the size of the program and the compiler's own estimate of its speed.
+def plan_buffers(outline: Outline, argv: Sequence[str], module: str) -> Plan:
+    """The plan of a program, but for the size of its code and the compiler's own estimate of its speed.
 
     Args:
-        outline: of the step.
-        argv: of ``svdjax plan``, for the step to be compiled.
+        outline: of the program.
+        argv, module: see `place`.
 
     Raises:
         UserError: see `place`.
     """
-    placed = place(argv)
+    placed = place(argv, module)
     needed = {WORKING: placed.gib - outline.total}
     return Plan(
         **vars(outline) | {"memory": outline.memory | needed},
@@ -81,8 +81,11 @@ def largest_batch(fits: Callable[[int], bool], parts: int) -> int:
     return low * parts
 
 
-def place(argv: Sequence[str]) -> Placement:
+def place(argv: Sequence[str], module: str) -> Placement:
     """Run ``svdjax plan`` with these arguments until the compiler has placed the program's arrays.
+
+    Args:
+        argv: of ``svdjax plan``, for the program to be compiled. module: what the compiler calls it.
 
     Raises:
         NoRoom: the compiler finds none in the chips' memory.
@@ -94,7 +97,7 @@ def place(argv: Sequence[str]) -> Placement:
         with said.open("w") as stderr:
             child = subprocess.Popen(
                 [sys.executable, "-m", "svdjax.cli", "plan", *argv],
-                env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_dump(folder)}"},
+                env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_dump(folder, module)}"},
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
             )
@@ -128,6 +131,6 @@ def reason(stderr: str, code: int | None) -> UserError:
     return UserError(f"the plan's process ended with code {code} (-9: out of this machine's memory): {last}")
 
 
-def _dump(folder: Path) -> str:
-    # Of the step alone: the host compiles small programs, too.
-    return f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*train_step.*"
+def _dump(folder: Path, module: str) -> str:
+    # Of this program alone: the host compiles small ones, too.
+    return f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=.*{module}.*"

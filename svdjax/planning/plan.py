@@ -265,7 +265,8 @@ def _add_compiled(rows: Table, plan: Plan) -> None:
         rows.add_row("MFU (estimate)", f"{plan.mfu:.0%}")
     elif plan.mfu_bounds is not None:
         best, after = plan.mfu_bounds
-        rows.add_row("MFU (bound)", f"at most {best:.0%}, {after:.0%} if transfers are not hidden")
+        hidden = f", {after:.0%} if transfers are not hidden" if plan.transfer else ""
+        rows.add_row("MFU (bound)", f"at most {best:.0%}{hidden}")
     rows.add_section()
     for name, seconds in plan.seconds.items():
         rows.add_row(name, f"{seconds:.1f} s")

@@ -22,17 +22,40 @@ from svdjax.training.sharding import shape_at
 from svdjax.typing import Array, PyTree
 
 
-def plan_sampling(
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One of the programs of sampling, not compiled.
+
+    Attributes:
+        outline: what is known of it. turns: see `make_plan`.
+        function, arguments: to be compiled. All weights are among the arguments: what is not used stays, too.
+    """
+
+    outline: Outline
+    function: jax.stages.Wrapped
+    arguments: tuple[PyTree, ...]
+    turns: int
+
+    def plan(self) -> Plan:
+        """Compile it.
+
+        Raises:
+            UserError: it does not fit into the chips' memory.
+        """
+        return make_plan(self.function, self.arguments, self.outline, turns=self.turns)
+
+
+def sampling_programs(
     config: SVDConfig, settings: Settings, devices: Sequence[jax.Device], topology: str
-) -> Iterator[Plan]:
-    """Compile conditioning, sampling and decoding of ``settings.per_device`` videos, in bfloat16, one by one.
+) -> Iterator[Program]:
+    """Conditioning, sampling and decoding of ``settings.per_device`` videos, in bfloat16.
 
     Args:
         config: the model's sizes. settings: how to sample.
         devices: of the topology; the first ``settings.context`` are planned for.
 
     Raises:
-        UserError: one of them does not fit into the chips' memory, or the chips cannot share the videos.
+        UserError: the chips cannot share the videos.
     """
     check_context(config, settings, len(devices))
     mesh = Mesh(np.array(devices[: settings.context]), ("context",))
@@ -45,8 +68,8 @@ def plan_sampling(
     asked = _flat(example_request(pipeline, videos), whole)
     numbers = _flat(np.zeros(videos, np.int32), whole)
 
-    def plan(stage: Callable[..., Any], *inputs: _Flat, turns: int = 1) -> tuple[Plan, _Flat]:
-        """A stage's plan, and the shapes of its results."""
+    def program(stage: Callable[..., Any], *inputs: _Flat, turns: int = 1) -> tuple[Program, _Flat]:
+        """A stage's program, and the shapes of its results."""
         name, shapes, trees = stage.__name__, [each.shapes for each in inputs], []
 
         def call(state: PyTree, shapes: list[list[Array]]) -> list[Array]:
@@ -55,6 +78,7 @@ def plan_sampling(
             trees.append(tree)
             return leaves
 
+        call.__name__ = module_of(name)
         outline = Outline(
             name=name,
             topology=topology,
@@ -64,17 +88,23 @@ def plan_sampling(
             flops=videos * flops[name],
             executed=videos * flops[name],
         )
-        made = make_plan(jax.jit(call), (weights, shapes), outline, turns=turns)
         with jax.set_mesh(mesh):
             results = _on(jax.eval_shape(call, weights, shapes), whole)
+        function = jax.jit(call, keep_unused=True)
+        made = Program(outline=outline, function=function, arguments=(weights, shapes), turns=turns)
         return made, _Flat(results, trees[-1])
 
-    condition, cond = plan(pipeline.condition, asked, numbers)
+    condition, cond = program(pipeline.condition, asked, numbers)
     yield condition
-    sample, latents = plan(pipeline.sample, cond, asked, numbers, turns=settings.defaults.steps)
+    sample, latents = program(pipeline.sample, cond, asked, numbers, turns=settings.defaults.steps)
     yield sample
-    decode, _ = plan(pipeline.decode, latents)
+    decode, _ = program(pipeline.decode, latents)
     yield decode
+
+
+def module_of(stage: str) -> str:
+    """What the compiler calls the program of a stage of sampling."""
+    return f"sampling_{stage}"
 
 
 @dataclass(frozen=True)

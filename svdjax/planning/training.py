@@ -27,6 +27,7 @@ from svdjax.training.state import TrainState, new_state
 from svdjax.training.step import make_train_step
 from svdjax.typing import PyTree, ndarray
 
+STEP = "train_step"  # what the compiler calls a stage's step
 _Arguments = tuple[TrainState, PyTree, PyTree]
 
 

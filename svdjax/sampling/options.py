@@ -110,14 +110,14 @@ class Sample:
 def overlap_of(args: Sample, frames: int) -> int:
     """Frames that a window of so many shares with what is before it.
 
-    If nobody says, a quarter of them where they are known frames of the model; else one, the picture that it goes
-    on from (docs/frame_interpolation.md has the seams of both).
+    If nobody says, a quarter of them where they are known frames of the model, half of them where a text says
+    nothing of what was seen; else one, the picture that it goes on from (seams: docs/frame_interpolation.md).
 
     Raises:
         UserError: there would be none, or no new one.
     """
-    usual = max(1, frames // 4) if args.task == "video_prediction" else 1
-    overlap = usual if args.overlap is None else args.overlap
+    share = {"video_prediction": 4, "text_to_video": 2}.get(args.task, frames)
+    overlap = max(1, frames // share) if args.overlap is None else args.overlap
     if not 1 <= overlap < frames:
         raise UserError(f"--overlap {overlap}: of {frames} frames, give at least 1 and at most {frames - 1}")
     return overlap

@@ -20,7 +20,7 @@ from svdjax.planning.buffers import NoRoom, Placement, gib_in, place, reason
 from svdjax.planning.chips import CHIPS, chip_of, topology_devices
 from svdjax.planning.collectives import Collective, collectives_of
 from svdjax.planning.plan import GIB, WORKING, Plan, out_of_memory, table
-from svdjax.planning.sampling import plan_sampling
+from svdjax.planning.sampling import sampling_programs
 from svdjax.planning.training import outline_training, plan_training, shardings
 from svdjax.sampling.pipeline import Settings
 from svdjax.training.flops import clip_shapes, sampling_flops, stage_flops
@@ -252,8 +252,36 @@ def test_clips_that_cannot_be_cached_in_memory_are_not_planned_so(tmp_path):
 
 def test_an_outline_comes_instead_of_something_else(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["plan", "configs/demo.py", "--outline", "--sampling"])
+        main(["plan", "configs/demo.py", "--outline", "--buffers"])
     assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
+
+
+def test_sampling_has_an_outline_without_compiling(tmp_path, capsys):
+    argv = ["plan", str(_file(tmp_path)), "--topology", "v5e:2x2", "--sampling", "--videos", "3"]
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, "--outline"])
+    said = capsys.readouterr().out
+    assert not stop.value.code and all(f"{name} on v5e:2x2" in said for name in ("condition", "sample", "decode"))
+    assert said.count("batch 3") == 3 and "compiler" not in said
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, "--shardings"])
+    assert stop.value.code == 2 and "each chip has all weights" in capsys.readouterr().err
+
+
+def test_the_most_videos_at_once_are_found_by_bisection(tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def place(argv, module):
+        tried.append((int(argv[argv.index("--videos") + 1]), module))
+        assert argv[argv.index("--program") + 1] == module.removeprefix("sampling_") and "--largest" not in argv
+        return Placement(gib=(4.0 if module == "sampling_sample" else 3.0) * tried[-1][0], hlo="", seconds=1.0)
+
+    monkeypatch.setattr("svdjax.planning.buffers.place", place)
+    with pytest.raises(SystemExit):
+        main(["plan", str(_file(tmp_path)), "--topology", "v5e:1", "--sampling", "--largest"])
+    assert [videos for videos, module in tried if module == "sampling_decode"] == [1, 2, 4, 3]
+    said = capsys.readouterr().out
+    assert "videos 4: 16.00 GiB" in said and "largest number of videos whose arrays fit: 3" in said
 
 
 @pytest.mark.parametrize(
@@ -342,7 +370,8 @@ def test_why_a_plan_ended_early(stderr, code, kind, message):
 def test_the_largest_batch_is_found_by_bisection(monkeypatch, capsys):
     tried = []
 
-    def place(argv):
+    def place(argv, module):
+        assert module == "train_step"
         assert "--largest" not in argv and argv[argv.index("--topology") + 1] == "v5e:2x2"
         tried.append(int(argv[len(argv) - argv[::-1].index("--unet.batch")]))
         if tried[-1] > 30:
@@ -359,7 +388,7 @@ def test_the_largest_batch_is_found_by_bisection(monkeypatch, capsys):
 
 def test_a_plan_that_cannot_be_made_says_why():
     with pytest.raises(UserError, match="--stage dance: the configuration has"):
-        place(["configs/demo.py", "--stage", "dance", "--topology", "v5e:1"])
+        place(["configs/demo.py", "--stage", "dance", "--topology", "v5e:1"], "train_step")
 
 
 def test_what_waits_in_the_hosts_memory_is_not_on_the_chip(tmp_path):
@@ -377,7 +406,8 @@ def test_what_waits_in_the_hosts_memory_is_not_on_the_chip(tmp_path):
 @pytest.mark.parametrize("context", [1, 2])
 def test_sampling_compiles_for_chips_that_hold_the_whole_model_each(context):
     settings = Settings(defaults=dataclasses.replace(MODEL.defaults, steps=3), context=context)
-    plans = list(plan_sampling(MODEL, settings, topology_devices("v5e:2x2"), "v5e:2x2"))
+    devices = topology_devices("v5e:2x2")
+    plans = [each.plan() for each in sampling_programs(MODEL, settings, devices, "v5e:2x2")]
     assert [each.name for each in plans] == ["condition", "sample", "decode"]
     flops = sampling_flops(MODEL, settings)
     assert {each.name: each.flops for each in plans} == flops and all(flops.values())

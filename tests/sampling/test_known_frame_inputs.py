@@ -123,7 +123,7 @@ def test_unusable_input_is_named(folder, task, options, says):
 def test_a_window_shares_a_quarter_of_known_frames_or_one_picture_unless_told():
     ahead = Sample(task="video_prediction")
     assert [overlap_of(ahead, frames) for frames in (2, 5, 14, 25)] == [1, 1, 3, 6]
-    assert overlap_of(Sample(), 25) == 1
+    assert overlap_of(Sample(), 25) == 1 and overlap_of(Sample(task="text_to_video"), 8) == 4
     assert overlap_of(Sample(overlap=4), 5) == 4
 
 
