@@ -55,10 +55,10 @@ def clip_batches(
 
     ``fps`` is the true frame rate of each clip, ``motion_bucket`` is 1..255 on the source's map. With
     ``sampling.captions`` also ``caption``, a list of b strings (see `sampling.caption_of`); with ``sampling.views``
-    ``azimuths`` float32 [b t] and ``elevation`` float32 [b], in degrees. ``replaced``, int32 [b],
-    counts the videos that could not be used for a row: one that cannot be decoded or is too short is logged by
-    name, and another one takes its place. Where the source has pictures, ``image_only``, bool [b], marks them: each
-    fills all frames of its row, and its ``fps`` is drawn from those of ``sampling``.
+    ``azimuths`` and ``elevation``, float32 [b t], in degrees. ``replaced``, int32 [b], counts the videos that could
+    not be used for a row: one that cannot be decoded or is too short is logged by name, and another one takes its
+    place. Where the source has pictures, ``image_only``, bool [b], marks them: each fills all frames of its row,
+    and its ``fps`` is drawn from those of ``sampling``.
 
     Args:
         in_memory: decode every video once and keep its frames (see `sources.InMemory`).

@@ -112,14 +112,15 @@ def views_of(record: ClipRecord, times: Float[ndarray, " t"]) -> dict[str, ndarr
     """Where the camera stood, from annotations as `sprites.Truth` has them of orbits.
 
     Args:
-        record: its ``azimuths`` hold one number for each frame of the video.
+        record: its ``azimuths`` hold one number for each frame of the video, its ``elevation`` as many or one.
         times: of the frames that are shown, in seconds.
 
     Returns:
-        ``azimuths`` float32 [t] and ``elevation`` float32 [], in degrees.
+        ``azimuths`` and ``elevation``, both float32 [t], in degrees. An elevation that all frames share is
+        repeated, so that batches have one shape on every host, whichever kinds of orbits are in them.
 
     Raises:
-        UserError: the annotations do not say.
+        UserError: the annotations do not say, or give elevations of another number.
     """
     notes = record.annotations
     azimuths, elevation = notes.get("azimuths"), notes.get("elevation")
@@ -127,8 +128,14 @@ def views_of(record: ClipRecord, times: Float[ndarray, " t"]) -> dict[str, ndarr
         raise UserError(
             f"{notes['name']} is no orbit: its annotations lack azimuths or elevation: add them, or turn off views"
         )
+    if np.ndim(elevation) and len(elevation) != len(azimuths):
+        raise UserError(
+            f"{notes['name']} has {len(azimuths)} azimuths and {len(elevation)} elevations: annotate it with one "
+            "elevation, or one for each azimuth"
+        )
     shown = on_show(np.arange(len(azimuths)) / notes["fps"], times)
-    return {"azimuths": np.array(azimuths, np.float32)[shown], "elevation": np.float32(elevation)}
+    poses = {"azimuths": azimuths, "elevation": np.broadcast_to(elevation, len(azimuths))}
+    return {name: np.asarray(values, np.float32)[shown] for name, values in poses.items()}
 
 
 def caption_of(record: ClipRecord, rng: np.random.Generator) -> str:

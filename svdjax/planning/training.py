@@ -165,5 +165,5 @@ def _black(config: RunConfig, stage: Stage, frames: int, height: int, width: int
     if sampling.captions:
         batch["caption"] = [""]
     if sampling.views:
-        batch |= {"azimuths": np.zeros((1, frames), np.float32), "elevation": np.zeros(1, np.float32)}
+        batch |= {name: np.zeros((1, frames), np.float32) for name in ("azimuths", "elevation")}
     return batch

@@ -173,8 +173,8 @@ class MultiView:
         """The request that each clip of an orbit answers: its first view, or its last, and its poses.
 
         Args:
-            batch: as of :meth:`ImageToVideo.request_from_batch`; and ``elevation`` [b] and ``azimuths`` [b t] in
-                degrees, as far as they are read.
+            batch: as of :meth:`ImageToVideo.request_from_batch`; and ``elevation`` [b t] or [b]
+                and ``azimuths`` [b t] in degrees, as far as they are read.
             keys: randomness of each video's noise and of its level.
         """
         poses = {name: batch[name] for name in self._poses()}

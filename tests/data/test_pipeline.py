@@ -1,5 +1,6 @@
 """Batches: functions of their number, whoever makes them; bad videos, buckets, mixtures, real clips if given."""
 
+import dataclasses
 import logging
 import os
 from collections import Counter
@@ -13,9 +14,9 @@ import pytest
 
 from svdjax.data.decoding import decode_all
 from svdjax.data.motion import MotionBuckets
-from svdjax.data.pipeline import batches, clip_batches, fixed_clip, fixed_clips, stream, to_unit
-from svdjax.data.records import ClipRecord, write_sprites
-from svdjax.data.sampling import ClipSampling
+from svdjax.data.pipeline import batches, clip_batches, fixed_clip, fixed_clips, stream, to_batch, to_unit
+from svdjax.data.records import ClipRecord, write_shards, write_sprites
+from svdjax.data.sampling import ClipSampling, views_of
 from svdjax.data.sources import FolderSource, Mixture, ShardSource, geometry_of
 from svdjax.data.sprites import World
 from svdjax.errors import UserError
@@ -360,9 +361,10 @@ def test_orbits_carry_where_the_camera_stood(solids):
     """Of each frame that is shown, also where a part is cut out, at half the rate."""
     whole = ClipSampling(frames=6, size=(16, 16), views=True)
     batch = clip_batches(solids, whole, batch_size=4, seed=0)[0]
-    assert (batch["azimuths"].shape, batch["elevation"].shape) == ((4, 6), (4,))
+    assert batch["azimuths"].shape == batch["elevation"].shape == (4, 6)
     assert batch["azimuths"].dtype == batch["elevation"].dtype == np.float32
-    elevations = sorted(float(batch["elevation"][row]) for row in range(4))
+    np.testing.assert_array_equal(np.ptp(batch["elevation"], axis=1), 0)
+    elevations = sorted(float(batch["elevation"][row, 0]) for row in range(4))
     assert elevations == pytest.approx(sorted(solids[i].annotations["elevation"] for i in range(4)))
     part = ClipSampling(frames=2, fps=(3.5, 3.5), size=(16, 16), views=True)
     for index in range(4):
@@ -373,6 +375,22 @@ def test_orbits_carry_where_the_camera_stood(solids):
             assert azimuths[place] == pytest.approx(azimuth, abs=1e-4)
             np.testing.assert_array_equal(shown, frames[place])
         assert (item["azimuths"][1] - item["azimuths"][0]) % 360 == pytest.approx(120, abs=1e-3)
+
+
+def test_each_frame_keeps_its_elevation_beside_orbits_that_have_one(solids, tmp_path):
+    """Of 6 frames of one orbit, which rises, 2 at half the rate; the other's elevation is one for all frames."""
+    level, rising = (dataclasses.replace(solids[i], annotations=dict(solids[i].annotations)) for i in range(2))
+    rising.annotations["elevation"] = [0, 5, 10, 15, 20, 25]
+    write_shards([level, rising], tmp_path / "mixed", shards=1)
+    part = ClipSampling(frames=2, fps=(3.5, 3.5), size=(16, 16), views=True)
+    batch = to_batch(list(fixed_clips(ShardSource(tmp_path / "mixed"), part)))
+    assert batch["elevation"].shape == batch["azimuths"].shape == (2, 2)
+    rows = {bool(np.ptp(row)): row for row in batch["elevation"]}
+    np.testing.assert_allclose(rows[False], level.annotations["elevation"], rtol=1e-6)
+    assert rows[True][1] - rows[True][0] == 10
+    rising.annotations["elevation"] = [0, 5, 10]
+    with pytest.raises(UserError, match="has 6 azimuths and 3 elevations"):
+        views_of(rising, np.zeros(1))
 
 
 def test_clips_that_are_no_orbits_have_no_views(sprites):

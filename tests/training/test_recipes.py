@@ -103,7 +103,7 @@ def test_the_loss_of_a_recipe_can_be_traced_at_full_size(name):
     if sampling.captions:
         batch["tokens"] = shape((2, 77), jnp.int32)
     if sampling.views:
-        batch |= {"azimuths": shape((2, sampling.frames), jnp.float32), "elevation": shape((2,), jnp.float32)}
+        batch |= {name: shape((2, sampling.frames), jnp.float32) for name in ("azimuths", "elevation")}
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss, metrics = jax.eval_shape(make_loss(config.unet, shapes_of(config.model)), *split(config), batch, key)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
