@@ -80,6 +80,14 @@ def test_the_last_frames_of_a_clip_begin_the_video_that_goes_on(folder):
     np.testing.assert_allclose(slower.inputs["fps"], 3.125)
 
 
+def test_a_video_that_goes_on_from_a_picture_has_the_rate_asked_for(folder):
+    """A picture is probed as 1 fps, which nobody means."""
+    found = given("video_prediction", photos=(folder / "a.png",), overlap=1)
+    np.testing.assert_array_equal(found.inputs["fps"], DEFAULTS.fps)
+    assert found.rates == [DEFAULTS.fps] and len(found.before[0]) == 0
+    np.testing.assert_array_equal(found.inputs["video"][0, 0], from_uint8(FRAMES[0]))
+
+
 def test_pictures_lie_where_they_are_said_to(folder):
     pictures = (folder / "a.png", folder / "b.png")
     first_last = given("first_last", photos=pictures)
@@ -102,7 +110,7 @@ def test_copies_of_files_are_made_of_neighbouring_videos():
     ("task", "options", "says"),
     [
         ("frame_interpolation", {"photos": ("a.png",)}, "a.png: has a single frame"),
-        ("video_prediction", {"photos": ("a.png",), "overlap": 2}, "has 1 frames at 1 fps, to go on from 2"),
+        ("video_prediction", {"photos": ("a.png",), "overlap": 2}, "to go on from 2: .* --overlap 1"),
         ("video_prediction", {"photos": ("clip.gif",), "overlap": 5}, "--overlap 5: of 5 frames"),
         ("video_prediction", {"photos": ("none.mp4",)}, "does not exist"),
         ("first_last", {"photos": ("a.png",)}, "1 pictures: give two"),

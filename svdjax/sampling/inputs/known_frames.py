@@ -42,7 +42,8 @@ def read_pairs(args: Sample, defaults: SamplingDefaults) -> Given:
 
 
 def read_beginnings(args: Sample, defaults: SamplingDefaults) -> Given:
-    """Clips, whose last frames become the first ones of a video; at ``--fps`` or their own rate if it is lower.
+    """Clips, whose last frames become the first ones of a video; at ``--fps``, or their own rate if it is
+    lower. A picture is a clip of one frame.
 
     Raises:
         UserError: one cannot be read or is too short.
@@ -51,10 +52,13 @@ def read_beginnings(args: Sample, defaults: SamplingDefaults) -> Given:
     clips, rates = [], []
     for path in args.photos:
         info = probe(path)
-        fps = min(info.fps, defaults.fps)
+        fps = min(info.fps, defaults.fps) if info.last else defaults.fps  # a picture has no rate of its own
         length = int(info.last * fps + 1e-3) + 1
         if length < count:
-            raise UserError(f"{path}: has {length} frames at {fps:g} fps, to go on from {count}: lower --overlap")
+            raise UserError(
+                f"{path}: has {length} frame(s) at {fps:g} fps, to go on from {count}: give a longer clip, or "
+                f"--overlap {length}"
+            )
         times = sample_times(info.last - (length - 1) / fps, fps, length)
         clips.append(decode(path, np.maximum(times, 0), size=size))
         rates.append(fps)
