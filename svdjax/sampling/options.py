@@ -116,6 +116,8 @@ def overlap_of(args: Sample, frames: int) -> int:
     Raises:
         UserError: there would be none, or no new one.
     """
+    if frames < 2:
+        raise UserError(f"--frames {frames}: with one that is given none is left to make: ask for at least 2")
     share = {"video_prediction": 4, "text_to_video": 2}.get(args.task, frames)
     overlap = max(1, frames // share) if args.overlap is None else args.overlap
     if not 1 <= overlap < frames:

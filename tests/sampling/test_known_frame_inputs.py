@@ -128,6 +128,24 @@ def test_unusable_input_is_named(folder, task, options, says):
         given(task, **{**options, "photos": photos})
 
 
+@pytest.mark.parametrize(
+    ("task", "options", "frames", "least"),
+    [
+        ("frame_interpolation", {"photos": ("clip.gif",)}, (1, 2), 3),
+        ("first_last", {"photos": ("a.png", "b.png")}, (1, 2), 3),
+        ("video_prediction", {"photos": ("clip.gif",)}, (1,), 2),
+        ("known_frames", {"photos": ("a.png",), "at": (0,)}, (1,), 2),
+        ("known_frames", {"photos": ("a.png", "b.png"), "at": (1, 0)}, (2,), 3),
+    ],
+)
+def test_a_video_of_given_frames_alone_is_refused(folder, task, options, frames, least):
+    photos = tuple(folder / name for name in options["photos"])
+    for count in frames:
+        with pytest.raises(UserError, match=f"--frames {count}: .* at least {least}$"):
+            given(task, dataclasses.replace(DEFAULTS, frames=count), **{**options, "photos": photos})
+    given(task, dataclasses.replace(DEFAULTS, frames=least), **{**options, "photos": photos})
+
+
 def test_a_window_shares_a_quarter_of_known_frames_or_one_picture_unless_told():
     ahead = Sample(task="video_prediction")
     assert [overlap_of(ahead, frames) for frames in (2, 5, 14, 25)] == [1, 1, 3, 6]

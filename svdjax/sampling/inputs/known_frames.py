@@ -17,8 +17,9 @@ def read_pairs(args: Sample, defaults: SamplingDefaults) -> Given:
     """Clips, of which each pair of neighbouring frames becomes the ends of a video.
 
     Raises:
-        UserError: one cannot be read or has a single frame.
+        UserError: one cannot be read or has a single frame, or the videos have no room between their ends.
     """
+    _check_room(defaults, 2)
     size, videos = (defaults.height, defaults.width), []
     for path in args.photos:
         frames = from_uint8(decode_all(path, size=size).frames)
@@ -79,10 +80,11 @@ def read_ends(args: Sample, defaults: SamplingDefaults) -> Given:
     """Two pictures, the first and the last frame of a video.
 
     Raises:
-        UserError: there are not two, or one cannot be read.
+        UserError: there are not two, one cannot be read, or the video has no room between them.
     """
     if len(args.photos) != 2:
         raise UserError(f"{len(args.photos)} pictures: give two, the first and the last frame of the video")
+    _check_room(defaults, 2)
     return _placed(args, defaults, (0, defaults.frames - 1))
 
 
@@ -101,7 +103,20 @@ def read_placed(args: Sample, defaults: SamplingDefaults) -> Given:
         raise UserError(f"--at: {len(at)} numbers for {len(args.photos)} pictures: say of each which frame it is")
     if len(set(at)) != len(at) or min(at) < 0 or max(at) >= defaults.frames:
         raise UserError(f"--at {' '.join(map(str, at))}: give different numbers from 0 to {defaults.frames - 1}")
+    _check_room(defaults, len(at))
     return _placed(args, defaults, at)
+
+
+def _check_room(defaults: SamplingDefaults, count: int) -> None:
+    """See that there is a frame to make beside so many that are given.
+
+    Raises:
+        UserError: there is none.
+    """
+    if defaults.frames <= count:
+        raise UserError(
+            f"--frames {defaults.frames}: with {count} given none is left to make: ask for at least {count + 1}"
+        )
 
 
 def _placed(args: Sample, defaults: SamplingDefaults, at: tuple[int, ...]) -> Given:
