@@ -133,18 +133,19 @@ def check_replaceable(path: Path, *, folder: bool) -> None:
 
 def _write_mp4(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
     _, height, width, _ = frames.shape
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
+    odd = ((0, height % 2), (0, width % 2), (0, 0))
     # `faststart`: browsers play before the end is loaded.
     with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
         container.metadata["comment"] = text
         stream = container.add_stream("libx264", rate=_as_fraction(fps), options={"crf": "18"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
         context = stream.codec_context
         context.colorspace = Colorspace.ITU709
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         context.color_range = ColorRange.MPEG
         for frame in frames:
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            # Each alone: a second copy of a clip that was interpolated may be tens of GiB.
+            picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, "edge"), format="rgb24")
             container.mux(
                 stream.encode(
                     picture.reformat(

@@ -84,9 +84,8 @@ def run(args: Sample) -> list[Path]:
     for prompt in [*given.inputs.get("prompts", ()), *texts]:
         if notice := cut_prompt(prompt, config):
             console.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    request = task_of(config).request(defaults, **given.inputs)
     rows = given.rows(args.num_videos)
-    request = jax.tree.map(lambda x: x[rows], request)
+    task_of(config).request(defaults, **given.some(rows[:1]))
     _make_folder(args.out)
     ending = ending_of(args, defaults.frames)
     paths = output_paths(given.names, args, ending)
@@ -96,7 +95,8 @@ def run(args: Sample) -> list[Path]:
         pipeline = Pipeline(model, settings, on_step=lambda step: bar.advance(progress))
         bar.update(progress, total=pipeline.step_calls(len(rows)))
         metadata = {"checkpoint": args.checkpoint, "lora": args.lora, "dtype": dtype, **_flat(pipeline.settings)}
-        files = given.files(pipeline.videos(request), args.num_videos)
+        videos = pipeline.videos_of(lambda some: pipeline.request(**given.some(rows[some])), len(rows))
+        files = given.files(videos, args.num_videos)
         for index, (path, frames) in enumerate(zip(paths, files, strict=True)):
             entry = index // args.num_videos
             about = {**metadata, **given.notes[entry], "video": index}

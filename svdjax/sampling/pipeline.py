@@ -191,11 +191,20 @@ class Pipeline:
             UserError: see :func:`check_context`.
         """
         count = len(jax.tree.leaves(request)[0])
+        return self.videos_of(lambda which: jax.tree.map(lambda x: x[which], request), count)
+
+    def videos_of(
+        self, request: Callable[[Int[ndarray, " n"]], PyTree], count: int
+    ) -> Iterator[UInt8[ndarray, "t h w 3"]]:
+        """So many videos; each time ``request`` makes what is asked of those that are next, given their numbers.
+
+        Raises:
+            UserError: see :func:`check_context`.
+        """
         rows, groups = self._layout(count)
         stages = self._stages(rows)
         for group in groups:
-            some = jax.tree.map(lambda x, which=group % count: x[which], request)
-            yield from self._group(some, group, stages)[: count - group[0]]
+            yield from self._group(request(group % count), group, stages)[: count - group[0]]
 
     def step_calls(self, count: int) -> int:
         """How often ``on_step`` is called for ``count`` videos."""

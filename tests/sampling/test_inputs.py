@@ -117,6 +117,8 @@ def test_prompts_are_read_from_the_command_line_or_from_a_file(tmp_path):
     many = read(Sample(prompts=path, temporal_prompt="panning"), DEFAULTS)
     assert many.inputs == {"prompts": ["waves", "a dog runs"], "temporal_prompt": "panning"}
     assert many.names == ["waves", "a-dog-runs"]
+    some = many.some(np.array([1, 1]))
+    assert some == {"prompts": ["a dog runs"] * 2, "temporal_prompt": "panning"}
 
 
 def test_without_one_source_of_prompts_there_is_one_line(tmp_path):

@@ -58,7 +58,7 @@ def test_each_pair_of_a_clip_is_the_ends_of_a_video(folder):
     clip = folder / "clip.gif"
     found, frames = given("frame_interpolation", photos=(clip, clip)), shown(clip)
     assert found.pieces == [6, 6] and found.rates == [pytest.approx(25.0)] * 2 and not found.before
-    video, known = found.inputs["video"], found.inputs["known"]
+    video, known = found.some(np.arange(12))["video"], found.inputs["known"]
     assert video.shape == (12, 5, 16, 16, 3)
     np.testing.assert_array_equal(known, [[True, False, False, False, True]] * 12)
     np.testing.assert_array_equal(video[:6, 0], frames[:-1])
@@ -69,14 +69,28 @@ def test_each_pair_of_a_clip_is_the_ends_of_a_video(folder):
     np.testing.assert_allclose(fast.inputs["fps"], 30.0)
 
 
+def test_all_gaps_of_a_clip_are_kept_in_the_memory_of_its_frames(tmp_path):
+    """And of those that are asked for the pixels are made, twice if need be."""
+    clip = np.random.default_rng(0).integers(0, 255, (50, 16, 16, 3), np.uint8)
+    write_video(tmp_path / "long.gif", clip, 10.0)
+    found = given("frame_interpolation", photos=(tmp_path / "long.gif",))
+    video = found.inputs["video"]
+    assert video.given.nbytes == clip.nbytes and video.index.nbytes < clip.nbytes / 10
+    some, frames = found.some(np.array([48, 0, 48])), shown(tmp_path / "long.gif")
+    assert some["video"].shape == (3, 5, 16, 16, 3) and some["fps"].shape == (3,)
+    np.testing.assert_array_equal(some["video"][:, 0], frames[[48, 0, 48]])
+    np.testing.assert_array_equal(some["video"][:, 4], frames[[49, 1, 49]])
+    assert not some["video"][:, 1:4].any()
+
+
 def test_the_last_frames_of_a_clip_begin_the_video_that_goes_on(folder):
     clip = folder / "clip.gif"
     found, frames = given("video_prediction", photos=(clip,), overlap=2), shown(clip)
     np.testing.assert_array_equal(found.inputs["known"], [[True, True, False, False, False]])
-    np.testing.assert_array_equal(found.inputs["video"][0, :2], frames[-2:])
+    np.testing.assert_array_equal(found.some(np.arange(1))["video"][0, :2], frames[-2:])
     np.testing.assert_array_equal(from_uint8(found.before[0]), frames[:-2])
     slower = given("video_prediction", dataclasses.replace(DEFAULTS, fps=3.125), photos=(clip,), overlap=2)
-    np.testing.assert_array_equal(slower.inputs["video"][0, :2], frames[[4, 6]])
+    np.testing.assert_array_equal(slower.some(np.arange(1))["video"][0, :2], frames[[4, 6]])
     np.testing.assert_allclose(slower.inputs["fps"], 3.125)
 
 
@@ -85,7 +99,7 @@ def test_a_video_that_goes_on_from_a_picture_has_the_rate_asked_for(folder):
     found = given("video_prediction", photos=(folder / "a.png",), overlap=1)
     np.testing.assert_array_equal(found.inputs["fps"], DEFAULTS.fps)
     assert found.rates == [DEFAULTS.fps] and len(found.before[0]) == 0
-    np.testing.assert_array_equal(found.inputs["video"][0, 0], from_uint8(FRAMES[0]))
+    np.testing.assert_array_equal(found.some(np.arange(1))["video"][0, 0], from_uint8(FRAMES[0]))
 
 
 def test_pictures_lie_where_they_are_said_to(folder):

@@ -1,5 +1,8 @@
 """The tasks with known frames ask for clips, or for pictures and where they belong."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from svdjax.data.decoding import decode, decode_all, probe, sample_times
@@ -8,9 +11,51 @@ from svdjax.models.svd import SamplingDefaults
 from svdjax.sampling.images import from_uint8, read_image
 from svdjax.sampling.inputs.reader import Given, Reader
 from svdjax.sampling.options import ASSETS, Sample, overlap_of
+from svdjax.typing import Bool, Float, Int, UInt8, ndarray
 
 # About the fastest rate that full-size training draws (6 to 31). A faster clip is conditioned on this one.
 FASTEST = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseVideos:
+    """Videos of which some frames are given, made as they are asked for.
+
+    All at once, the gaps of a clip take twenty times its memory: five float32 frames for each uint8 frame of it.
+
+    Attributes:
+        given: frames of all videos, each kept once.
+        index: which of them each frame of a video is; -1 where it is not given.
+    """
+
+    given: UInt8[ndarray, "n h w 3"]
+    index: Int[ndarray, "b t"]
+
+    @classmethod
+    def of(
+        cls,
+        clips: Sequence[UInt8[ndarray, "_ h w 3"]],
+        which: Int[ndarray, "b k"],
+        *,
+        at: Sequence[int],
+        frames: int,
+    ) -> "SparseVideos":
+        """Videos of so many ``frames``, which have at ``at`` those that ``which`` numbers through all clips."""
+        index = np.full((len(which), frames), -1)
+        index[:, at] = which
+        return cls(given=np.concatenate(clips), index=index)
+
+    @property
+    def known(self) -> Bool[ndarray, "b t"]:
+        """Which frames are given."""
+        return self.index >= 0
+
+    def __getitem__(self, rows: Int[ndarray, " b"]) -> Float[ndarray, "b t h w 3"]:
+        """These videos, in [-1, 1]; zeros where a frame is not given."""
+        index, known = self.index[rows], self.known[rows]
+        video = np.zeros((*index.shape, *self.given.shape[1:]), np.float32)
+        video[known] = from_uint8(self.given[index[known]])
+        return video
 
 
 def read_pairs(args: Sample, defaults: SamplingDefaults) -> Given:
@@ -20,21 +65,19 @@ def read_pairs(args: Sample, defaults: SamplingDefaults) -> Given:
         UserError: one cannot be read or has a single frame, or the videos have no room between their ends.
     """
     _check_room(defaults, 2)
-    size, videos = (defaults.height, defaults.width), []
+    size, clips = (defaults.height, defaults.width), []
     for path in args.photos:
-        frames = from_uint8(decode_all(path, size=size).frames)
-        if len(frames) < 2:
+        clips.append(decode_all(path, size=size).frames)
+        if len(clips[-1]) < 2:
             raise UserError(f"{path}: has a single frame: give a clip of at least 2")
-        video = np.zeros((len(frames) - 1, defaults.frames, *frames.shape[1:]), np.float32)
-        video[:, 0], video[:, -1] = frames[:-1], frames[1:]
-        videos.append(video)
+    lengths = [len(clip) for clip in clips]
+    first = np.delete(np.arange(sum(lengths)), np.cumsum(lengths) - 1)  # every frame but the last of each clip
     rates = [args.fps or (defaults.frames - 1) * probe(path).fps for path in args.photos]
-    pieces = [len(video) for video in videos]
-    known = np.zeros((sum(pieces), defaults.frames), bool)
-    known[:, [0, -1]] = True
+    pieces = [length - 1 for length in lengths]
     fps = np.repeat(np.minimum(rates, FASTEST), pieces)
+    video = SparseVideos.of(clips, np.stack([first, first + 1], axis=1), at=[0, -1], frames=defaults.frames)
     return Given(
-        inputs={"video": np.concatenate(videos), "known": known, "fps": fps},
+        inputs={"video": video, "known": video.known, "fps": fps},
         names=[path.stem for path in args.photos],
         notes=[{"clip": path.name} for path in args.photos],
         pieces=pieces,
@@ -63,12 +106,11 @@ def read_beginnings(args: Sample, defaults: SamplingDefaults) -> Given:
         times = sample_times(info.last - (length - 1) / fps, fps, length)
         clips.append(decode(path, np.maximum(times, 0), size=size))
         rates.append(fps)
-    video = np.zeros((len(clips), defaults.frames, *size, 3), np.float32)
-    for row, clip in zip(video, clips, strict=True):
-        row[:count] = from_uint8(clip[-count:])
-    known = np.tile(np.arange(defaults.frames) < count, (len(clips), 1))
+    which = np.arange(len(clips) * count).reshape(-1, count)
+    ends = [clip[-count:] for clip in clips]
+    video = SparseVideos.of(ends, which, at=range(count), frames=defaults.frames)
     return Given(
-        inputs={"video": video, "known": known, "fps": np.array(rates)},
+        inputs={"video": video, "known": video.known, "fps": np.array(rates)},
         names=[path.stem for path in args.photos],
         notes=[{"clip": path.name} for path in args.photos],
         before=[clip[:-count] for clip in clips],

@@ -18,7 +18,8 @@ class Given:
     """What a user gave, one entry for each file to write.
 
     Attributes:
-        inputs: of the task's ``request``, one entry for each video; several videos may make up a file.
+        inputs: of the task's ``request``, one entry for each video, or a text for all; several videos may make up a
+            file. Long ones may be made only when `some` asks for them (`known_frames.SparseVideos`).
         names: of the files, without suffix; some may be equal.
         notes: what to write into each file beside the settings.
         pieces: how many videos make up each file, joined at the frame that neighbours share; empty where it is
@@ -40,6 +41,10 @@ class Given:
         of_files = np.split(np.arange(sum(pieces)), np.cumsum(pieces)[:-1])
         return np.concatenate([np.tile(rows, copies) for rows in of_files])
 
+    def some(self, rows: Int[ndarray, " n"]) -> dict[str, Any]:
+        """The inputs of these videos."""
+        return {name: _entries(value, rows) for name, value in self.inputs.items()}
+
     def files(
         self, videos: Iterator[UInt8[ndarray, "t h w 3"]], copies: int
     ) -> Iterator[UInt8[ndarray, "frames h w 3"]]:
@@ -49,6 +54,12 @@ class Given:
             first, *rest = islice(videos, self.pieces[entry] if self.pieces else 1)
             before = [self.before[entry]] if self.before else []
             yield np.concatenate([*before, first, *(video[1:] for video in rest)])
+
+
+def _entries(value: Any, rows: Int[ndarray, " n"]) -> Any:
+    if isinstance(value, str):
+        return value
+    return [value[row] for row in rows] if isinstance(value, list) else value[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
