@@ -60,6 +60,7 @@ class ImageToVideo:
 
     config: SVDConfig
     picture: int = 0
+    per_frame: bool = False
     noise_aug: LogNormal = NOISE_AUG
 
     def request(self, defaults: SamplingDefaults, *, images: Float[ndarray, "b h w 3"]) -> ImageRequest:

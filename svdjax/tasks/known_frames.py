@@ -91,6 +91,7 @@ class KnownFrames:
 
     config: SVDConfig
     picture: None = None  # any frame may be a known one
+    per_frame: bool = True
 
     def __post_init__(self) -> None:
         """

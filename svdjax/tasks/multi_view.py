@@ -73,6 +73,11 @@ class MultiView:
         return self._image.picture
 
     @property
+    def per_frame(self) -> bool:
+        """Whether it reads poses, which each view has its own of."""
+        return bool(self._poses())
+
+    @property
     def _image(self) -> ImageToVideo:
         """The part of the task that is the same as in image to video."""
         if self._reads("fps"):

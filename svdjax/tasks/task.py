@@ -19,10 +19,13 @@ class Task(Protocol):
     Attributes:
         picture: index of the frame of a training clip that its request shows, None if it may be any; where latents
             are kept, it is the one whose pixels stay.
+        per_frame: whether a request says something of each frame, so that the one which a clip answers is for as
+            many frames.
     """
 
     config: SVDConfig
     picture: int | None
+    per_frame: bool
 
     def request(self, defaults: SamplingDefaults, **inputs: Any) -> Any:
         """On the host: the request of a user for videos of one size, all but what `complete` draws.

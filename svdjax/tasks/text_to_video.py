@@ -44,6 +44,7 @@ class TextToVideo:
 
     config: SVDConfig
     picture: int = 0  # of which nothing is read
+    per_frame: bool = False
 
     def request(
         self,

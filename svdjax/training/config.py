@@ -15,6 +15,7 @@ import tyro
 
 from svdjax.errors import UserError
 from svdjax.models.svd import SVDConfig
+from svdjax.tasks import task_of
 from svdjax.training.data import DataConfig
 from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.mesh import MeshConfig
@@ -72,6 +73,7 @@ class RunConfig:
             raise UserError(f"--seed {self.seed}: must be at least 0")
         self._check_paths()
         self._check_context()
+        self._check_frames()
         if self.profile is not None and not 2 <= self.profile[0] <= self.profile[1]:
             raise UserError(
                 f"--profile {self.profile[0]} {self.profile[1]}: give the first and the last step to trace, "
@@ -106,6 +108,21 @@ class RunConfig:
                     f"--mesh.context {self.mesh.context}: clips {width} pixels wide do not divide at every level: "
                     f"make the width a multiple of {multiple}, or use fewer devices for one video"
                 )
+
+    def _check_frames(self) -> None:
+        """Samples are asked for by held-out clips, which some tasks then need to be as long as the samples.
+
+        Raises:
+            UserError: none are; said here, for the first samples may be made after the whole training.
+        """
+        sampling, wanted = self.data.sampling, self.model.defaults.frames
+        lengths = sorted({frames for frames, *_ in sampling.shapes})
+        if self.unet is not None and wanted not in lengths and task_of(self.model).per_frame:
+            raise UserError(
+                f"--data.sampling.{'buckets' if sampling.buckets else 'frames'}: clips of "
+                f"{' or '.join(map(str, lengths))} frames, where {self.model.task} samples as many as "
+                f"--model.defaults.frames, {wanted}: make the two the same"
+            )
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order, with the step counts that ``quick`` asks for."""

@@ -87,7 +87,7 @@ def _export(config: RunConfig, last: Stage, model: Model, clips: Clips, console:
     if config.unet is not None:
         whole = model.whole(config.unet.compute_dtype)
         if processes.is_main():
-            written += write_grid(whole, grid_clips(clips), config.out / "samples")
+            written += write_grid(whole, grid_clips(clips, whole.config.defaults.frames), config.out / "samples")
     for each in written:
         console.print(str(each))
     processes.barrier("exported")

@@ -67,6 +67,7 @@ def write_grid(
     return [path.with_suffix(".png"), path.with_suffix(".mp4")]
 
 
-def grid_clips(clips: Clips) -> Batch:
-    """The clips of a run's grids: held-out ones, always the same."""
-    return clips.held_out(batch=GRID_ROWS, count=1)[0]
+def grid_clips(clips: Clips, frames: int) -> Batch:
+    """The clips of a run's grids: held-out ones, always the same; of so many frames if there are such."""
+    of_each_shape = clips.held_out(batch=GRID_ROWS, count=1)
+    return min(of_each_shape, key=lambda batch: batch["video"].shape[1] != frames)

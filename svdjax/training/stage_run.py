@@ -188,7 +188,7 @@ class StageRun:
     def _write_grid(self, ema: Mapping[str, Array], path: Path) -> None:
         whole = self._averaged(ema).whole(self.stage.compute_dtype)
         if processes.is_main():
-            write_grid(whole, grid_clips(self.clips), path)
+            write_grid(whole, grid_clips(self.clips, whole.config.defaults.frames), path)
         processes.barrier("samples written")
 
     def _finish(self, state: TrainState) -> None:

@@ -13,6 +13,7 @@ from svdjax.data.sprites import World
 from svdjax.errors import UserError
 from svdjax.training.data import DataConfig, open_clips
 from svdjax.training.directory import claim, keep_motion_map
+from svdjax.training.samples import grid_clips
 from tests.training.tiny import tiny_run
 
 ONE = ClipSampling(frames=2, size=(16, 16))
@@ -67,3 +68,9 @@ def test_held_out_batches_hold_one_shape_each(folders):
     assert [len(batch["fps"]) for batch in mixed.held_out(batch=4, count=1)] == [4, 2]  # of the first 8
     assert [len(batch["fps"]) for batch in mixed.held_out(batch=2, count=2)] == [2, 2, 2]
     assert len(opened(folders, also=(), weights=(), sampling=ONE).held_out(batch=1, count=2)) == 2
+
+
+def test_samples_are_asked_for_by_clips_as_long_as_they_are_if_there_are_such(folders):
+    clips = opened(folders, sampling=ClipSampling(buckets=((2, 16, 16), (3, 8, 16))))
+    mixed = type(clips)(clips.config, clips.train, clips.train)
+    assert {frames: grid_clips(mixed, frames)["video"].shape[1] for frames in (2, 3, 9)} == {2: 2, 3: 3, 9: 2}

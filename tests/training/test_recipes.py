@@ -111,6 +111,25 @@ def test_the_loss_of_a_recipe_can_be_traced_at_full_size(name):
     assert dropped == ({"dropped_context"} if sampling.captions else {"dropped_context", "dropped_concat"})
 
 
+@pytest.mark.parametrize("name", ["demo_known_frames", "frame_interpolation", "multi_view", "sv3d"])
+def test_clips_are_as_long_as_samples_that_need_them_so(name):
+    """Else only the samples would say so, after the whole training."""
+    frames = recipe(name).model.defaults.frames
+    says = f"--data.sampling.frames: clips of 6 frames, .* --model.defaults.frames, {frames}: make the two the same"
+    with pytest.raises(UserError, match=says):
+        recipe(name, "--data.sampling.frames", "6")
+    both = recipe(name, "--data.sampling.frames", "6", "--model.defaults.frames", "6")
+    assert both.model.defaults.frames == both.data.sampling.frames == 6
+    buckets = [*map(str, (6, 64, 64, frames, 64, 64))]
+    assert len(recipe(name, "--data.sampling.buckets", *buckets).data.sampling.shapes) == 2
+    with pytest.raises(UserError, match=r"--data.sampling.buckets: clips of 3 or 6 frames"):
+        recipe(name, "--data.sampling.buckets", *buckets[:3], "3", "64", "64")
+
+
+def test_a_picture_asks_for_samples_of_any_length():
+    assert recipe("svd_xt", "--data.sampling.frames", "14").model.defaults.frames == 25
+
+
 @pytest.mark.parametrize(("pixels", "steps"), [(256, 40_000), (512, 50_000)])
 def test_the_ablations_are_the_papers_where_it_says_something(pixels, steps):
     config = recipe(f"ablation_{pixels}x{pixels}")
