@@ -13,7 +13,7 @@ Paper:     rank 16, in the temporal attention blocks, 5,000 steps, three sets of
            horizontal, zoom and static; from the image-to-video model.
 Ours:      both attentions of each temporal block, q, k, v and out; alpha 16; batch 16; rate 1e-4, usual for LoRA;
            noise levels and dropout of the training that is continued. See `svdjax.training.recipes` for the rest.
-Data:      a folder of clips for each kind of motion; `svdjax.evaluation.camera` says which kind a clip is of.
+Data:      a set of clips for each kind of motion: `svdjax curate filter --camera`, see docs/lora.md.
 """
 
 import dataclasses

@@ -19,6 +19,7 @@ from svdjax.curation.store import read_rows
 from svdjax.curation.thresholds import PAPER, Axis, Filtered, Row, decide, effects
 from svdjax.data.records import ClipRecord, write_shards
 from svdjax.errors import UserError
+from svdjax.evaluation.camera import Camera
 
 # What training has no use for, and what would fill the records.
 _LEFT_OUT = ("flow_map", "flow_map_shape", "hash", "clip_embedding", "file", "short_side")
@@ -29,7 +30,7 @@ _PAPER = {axis.name: axis.percentile or axis.threshold or 0.0 for axis in PAPER}
 class Rules:
     """Which clips stay. The first four rules are the paper's (section 3.2 and appendix C).
 
-    A clip that was not measured on an axis passes it.
+    A clip that was not measured on an axis passes it, but for ``camera``.
 
     Attributes:
         motion_percentile: remove this share, in percent, of the clips: those that move least.
@@ -40,6 +41,8 @@ class Rules:
         letterbox: remove clips of which more than this share of the picture is black bars.
         shortest_side: remove clips that are smaller, in pixels.
         duplicates: remove near-duplicates, but for the largest and longest.
+        camera: keep only clips whose annotated camera motion is one of these; clips without that annotation go,
+            too. All stay if left out.
     """
 
     motion_percentile: float = _PAPER["motion"]
@@ -50,6 +53,7 @@ class Rules:
     letterbox: float = 0.05
     shortest_side: int = 64
     duplicates: bool = True
+    camera: tuple[Camera, ...] = ()
 
     def axes(self) -> list[Axis]:
         """The rules as axes.
@@ -109,6 +113,8 @@ def run(args: Filter) -> None:
 def choose(rows: Sequence[Row], rules: Rules) -> Filtered:
     """Apply the rules to all clips."""
     also = {"duplicate": find_duplicates(rows).removed} if rules.duplicates else {}
+    if rules.camera:
+        also["camera"] = [number for number, row in enumerate(rows) if row.get("camera") not in rules.camera]
     return decide(rows, rules.axes(), also)
 
 

@@ -91,6 +91,19 @@ def test_shards_hold_what_passes_and_training_reads_them(tmp_path):
     assert batch["video"].shape == (2, 4, 32, 32, 3)
 
 
+def test_one_motion_of_the_camera_can_be_chosen_and_the_unknown_is_no_motion(tmp_path):
+    made = annotated(tmp_path / "set")
+    cameras = ["pan left", "pan right", "zoom in", None] * 3
+    known = [row | ({"camera": camera} if camera else {}) for row, camera in zip(made, cameras, strict=True)]
+    write_rows(tmp_path / "set", "film", known, [])
+    rules = Rules(camera=("pan left", "pan right"), motion_percentile=0.0)
+    run(Filter(directory=tmp_path / "set", out=tmp_path / "shards", rules=rules))
+    source = open_source(tmp_path / "shards")
+    assert {source[i].annotations["camera"] for i in range(len(source))} == {"pan left", "pan right"}
+    assert choose(known, rules).removed["camera"] == [2, 3, 6, 7, 10, 11] and len(source) == 6
+    assert "camera" not in choose(known, Rules()).removed
+
+
 def test_the_table_counts_alone_and_together(tmp_path):
     made = annotated(tmp_path / "set")
     printed = io.StringIO()

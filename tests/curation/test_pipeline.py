@@ -19,6 +19,7 @@ from svdjax.curation.sources import SourceVideo, find_videos
 from svdjax.curation.store import read_rows
 from svdjax.data.opening import open_source
 from svdjax.errors import UserError
+from svdjax.evaluation.camera import CAMERAS
 from tests.curation.broken import film, moving
 from tests.data.clips import encode
 
@@ -180,6 +181,21 @@ def test_the_command_line_takes_both_forms(whole, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "--motion-percentile" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("cameras", "share"), [(["pan left", "pan right"], 2), (["static"], 1)])
+def test_clips_of_one_camera_motion_are_picked(whole, tmp_path, cameras, share):
+    """One of three videos stands still, the others pan."""
+    rules = ["--motion-percentile", "0", "--still", "0", "--no-duplicates"]
+    main(["filter", str(whole), "--out", str(tmp_path / "shards"), *rules, "--camera", *cameras])
+    assert len(open_source(tmp_path / "shards")) == share * COUNT // 3
+
+
+def test_an_unknown_camera_motion_is_refused_with_those_that_are(whole, capsys):
+    with pytest.raises(SystemExit):
+        main(["filter", str(whole), "--camera", "pan lefft"])
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "'pan lefft'" in said and all(f"'{camera}'" in said for camera in CAMERAS)
 
 
 def test_one_video_can_be_annotated_alone(tmp_path):
