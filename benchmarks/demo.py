@@ -43,16 +43,24 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return 10 * np.log10(4 / np.mean((a - b) ** 2, axis=axes))
 
 
-def pipeline_of(model: SVD, *, seed: int = SEED, windows: int = 1, overlap: int = 1, **defaults: Any) -> Pipeline:
+def pipeline_of(
+    model: SVD,
+    *,
+    seed: int = SEED,
+    per_device: int = AT_ONCE,
+    windows: int = 1,
+    overlap: int = 1,
+    **defaults: Any,
+) -> Pipeline:
     """A model ready to sample as a benchmark does.
 
     Args:
-        model, seed, windows, overlap: see `Settings`.
+        model, seed, per_device, windows, overlap: see `Settings`.
         defaults: what to take in place of the checkpoint's own defaults, such as ``steps`` of the sampler.
     """
     defaults = dataclasses.replace(model.config.defaults, **defaults)
     return Pipeline(
-        model, Settings(defaults=defaults, seed=seed, per_device=AT_ONCE, windows=windows, overlap=overlap)
+        model, Settings(defaults=defaults, seed=seed, per_device=per_device, windows=windows, overlap=overlap)
     )
 
 

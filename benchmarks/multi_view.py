@@ -1,10 +1,12 @@
 """Multi-view at toy scale: does a video model know more of views than an image model, or than nothing (Table 3)?
 
 Command: python -m benchmarks.multi_view [CHECKPOINT | --seeds 0 1 --steps N]   (`pip install -e ".[measure]"`)
+         python -m benchmarks.multi_view CHECKPOINT --orbits SHARDS --lpips FILE --clip CHECKPOINT
 
-Asks for orbits around solids that no training run draws, and compares views with the true ones, all but the one
-that was given. Prints one JSON object: PSNR in dB and SSIM of the model; of the picture repeated ("picture"), and
-of the true views encoded and decoded ("autoencoder"), which no model can surpass by much.
+Asks for orbits around solids that no training run draws, or for those of a data set, and compares views with the
+true ones, all but the one that was given. Prints one JSON object: PSNR in dB and SSIM, and if asked for LPIPS
+("lpips") and the cosine of CLIP embeddings ("clip_s"), of the model; of the picture repeated ("picture"), and of
+the true views encoded and decoded ("autoencoder"), which no model can surpass by much.
 
 Without a checkpoint it trains the decoder of `configs/demo_multi_view.py` once, and its UNet from three starts with
 the same steps, clips and noise, and has figures of each start and seed.
@@ -14,8 +16,10 @@ scratch: a random UNet. image: the demo's UNet with new temporal layers. video: 
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -23,22 +27,34 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from benchmarks.demo import SEED, pipeline_of, reconstruct
+from benchmarks.demo import AT_ONCE, SEED, pipeline_of, reconstruct
 from benchmarks.runs import demo_run, trained
 from svdjax.cli import guard
 from svdjax.compilation import keep_compiled
+from svdjax.conversion.lpips import read_lpips
 from svdjax.conversion.source import load_model
+from svdjax.curation.embeddings import open_image_embedder
+from svdjax.data.decoding import decode_all
+from svdjax.data.sampling import views_of
+from svdjax.data.sources import ShardSource
 from svdjax.data.sprites import World, draw_clips
+from svdjax.errors import UserError, check_range
+from svdjax.evaluation import multi_view
 from svdjax.evaluation.reconstruction import psnr, ssim
-from svdjax.models.svd import SVD
+from svdjax.models.lpips import LPIPS, LPIPSConfig
+from svdjax.models.params import abstract, load_flat
+from svdjax.models.svd import SVD, SamplingDefaults
 from svdjax.sampling.bundled import CHECKPOINTS
 from svdjax.sampling.images import from_uint8, to_uint8
 from svdjax.training.transfer import Init
-from svdjax.typing import UInt8, ndarray
+from svdjax.typing import Float, UInt8, ndarray
 
 BUNDLED = (CHECKPOINTS["multi_view"],)
 QUICK = MappingProxyType({"samples": 8, "steps": 12})
 CONFIG = "demo_multi_view"
+SOLIDS = 48
+DIGITS = MappingProxyType({"psnr": 2})  # after the point; of the others 3
+Metric = Callable[[UInt8[ndarray, "n t h w 3"], UInt8[ndarray, "n t h w 3"]], Float[ndarray, "n t"]]
 TEMPORAL = ("unet.*.temporal.*", "unet.*.frame_embed.*", "unet.*mix_factor")
 STARTS = MappingProxyType(
     {
@@ -54,22 +70,64 @@ def train(folder: Path, *, seed: int = 0, steps: int | None = None) -> tuple[Pat
     return (trained(demo_run(CONFIG, folder, seed=seed, steps=steps)),)
 
 
-def measure(checkpoint: Path, *, samples: int = 48, **defaults: Any) -> dict[str, Any]:
-    """Go around solids, and compare with the truth and with the picture repeated; see `pipeline_of`."""
-    model, batch = load_model(checkpoint, dtype=np.float32), orbits(samples)
-    true = batch["video"]
+def measure(
+    checkpoint: Path,
+    *,
+    samples: int | None = None,
+    orbits: Path | None = None,
+    lpips: Path | None = None,
+    clip: str | None = None,
+    **defaults: Any,
+) -> dict[str, Any]:
+    """Go around objects, and compare with the truth and with the picture repeated.
+
+    Args:
+        samples, orbits, lpips, clip: as of `Options`. defaults: see `pipeline_of`.
+
+    Raises:
+        UserError: the orbits or the weights cannot be used.
+    """
+    metrics = metrics_of(lpips, clip)
+    model = load_model(checkpoint, dtype=np.float32)
+    at_once = AT_ONCE if orbits is None else 1  # real orbits are large; how many go at once changes no figure
+    pipeline = pipeline_of(model, per_device=at_once, **defaults)
+    if orbits is None:
+        batch = solids(SOLIDS if samples is None else samples)
+    else:
+        batch = read_orbits(orbits, samples, pipeline.settings.defaults)
+    true, given = batch["video"], pipeline.task.picture
+    request = pipeline.request(**pipeline.task.inputs_from_batch({**batch, "video": from_uint8(true)}))
+    found = {
+        "model": pipeline.videos(request),
+        "picture": (np.broadcast_to(video[given], video.shape) for video in true),
+        "autoencoder": coded(model, true, at_once),
+    }
     return {
         "checkpoint": str(checkpoint),
-        "samples": samples,
+        **({} if orbits is None else {"orbits": str(orbits)}),
+        "samples": len(true),
         "seed": SEED,
         **defaults,
-        "model": scores(views(model, batch, **defaults), true),
-        "picture": scores(np.broadcast_to(true[:, :1], true.shape), true),
-        "autoencoder": scores(to_uint8(reconstruct(model, from_uint8(true))), true),
+        **{name: scores(made, true, given, metrics) for name, made in found.items()},
     }
 
 
-def orbits(count: int) -> dict[str, Any]:
+def metrics_of(lpips: Path | None, clip: str | None) -> dict[str, Metric]:
+    """What views are compared by: PSNR and SSIM, and what there are weights for; see `Options`.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    metrics: dict[str, Metric] = {"psnr": psnr, "ssim": ssim}
+    if lpips is not None:
+        network = load_flat(abstract(LPIPS, LPIPSConfig()), read_lpips(lpips), what=str(lpips))
+        metrics["lpips"] = partial(multi_view.lpips, network=network)
+    if clip is not None:
+        metrics["clip_s"] = partial(multi_view.clip_similarity, embed=open_image_embedder(clip).embed)
+    return metrics
+
+
+def solids(count: int) -> dict[str, Any]:
     """A batch of clips of solids, as inputs of a task are made of it: ``video`` as bytes."""
     clips = list(draw_clips(World(orbit_share=1.0), SEED, count))
     return {
@@ -79,16 +137,44 @@ def orbits(count: int) -> dict[str, Any]:
     }
 
 
-def views(model: SVD, batch: Mapping[str, Any], **defaults: Any) -> UInt8[ndarray, "n t h w 3"]:
-    """The orbits that a model makes of the pictures and poses of a batch."""
-    pipeline = pipeline_of(model, **defaults)
-    return pipeline(**pipeline.task.inputs_from_batch({**batch, "video": from_uint8(batch["video"])}))
+def read_orbits(shards: Path, count: int | None, defaults: SamplingDefaults) -> dict[str, Any]:
+    """The same of the first orbits of a data set, or of all, whole, in the size of the model.
+
+    Raises:
+        UserError: no shards, or an orbit has no poses or another number of views than the model makes.
+    """
+    source, size, items = ShardSource(shards), (defaults.height, defaults.width), []
+    for record in islice((source[i] for i in range(len(source))), count):
+        name = record.annotations["name"]
+        orbit = decode_all(record.video, size=size, name=name)
+        if len(orbit.frames) != defaults.frames:
+            raise UserError(
+                f"{shards}: {name} has {len(orbit.frames)} views, the model makes {defaults.frames}: give orbits "
+                "of as many"
+            )
+        items.append({"video": orbit.frames, **views_of(record, orbit.times)})
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}
 
 
-def scores(made: UInt8[ndarray, "n t h w 3"], true: UInt8[ndarray, "n t h w 3"]) -> dict[str, float]:
-    """Means over the views that were not given."""
-    made, true = made[:, 1:], true[:, 1:]
-    return {"psnr": round(float(psnr(made, true).mean()), 2), "ssim": round(float(ssim(made, true).mean()), 3)}
+def coded(model: SVD, true: UInt8[ndarray, "n t h w 3"], at_once: int) -> Iterator[UInt8[ndarray, "t h w 3"]]:
+    """The true orbits, encoded and decoded."""
+    for at in range(0, len(true), at_once):
+        yield from to_uint8(reconstruct(model, from_uint8(true[at : at + at_once])))
+
+
+def scores(
+    made: Iterable[UInt8[ndarray, "t h w 3"]],
+    true: UInt8[ndarray, "n t h w 3"],
+    given: int,
+    metrics: Mapping[str, Metric],
+) -> dict[str, float]:
+    """Means over the views that were not given, one orbit after the other: of large ones few fit into memory."""
+    found: dict[str, list[float]] = {name: [] for name in metrics}
+    for orbit in zip(made, true, strict=True):
+        views = [np.delete(video, given, axis=0)[None] for video in orbit]
+        for name, metric in metrics.items():
+            found[name].append(float(metric(*views).mean()))
+    return {name: round(float(np.mean(values)), DIGITS.get(name, 3)) for name, values in found.items()}
 
 
 def as_expected(found: dict[str, Any]) -> bool:
@@ -112,15 +198,35 @@ class Options:
     Attributes:
         checkpoint: to measure alone; if left out, the three starts are trained and compared.
         folder: for data and runs; what is finished there is not trained again.
-        seeds: of training. samples: solids to go around.
+        seeds: of training.
+        samples: objects to go around; if left out 48 solids, or all of the orbits.
         steps: of each UNet and of the decoder, if not the configuration's.
+        orbits: shards of true orbits in place of the solids, with as many views as the model makes, in its own size
+            or another; docs/multi_view.md says how to write them.
+        lpips: file of LPIPS weights, to measure it, too; docs/temporal_decoder.md says how to make it.
+        clip: a checkpoint with an image tower, such as SVD's, to measure the similarity of CLIP embeddings, too.
     """
 
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
     folder: Path = Path("runs/multi_view")
     seeds: tuple[int, ...] = (0,)
-    samples: int = 48
+    samples: int | None = None
     steps: int | None = None
+    orbits: Path | None = None
+    lpips: Path | None = None
+    clip: str | None = None
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UserError: there is nothing to go around.
+        """
+        if self.samples is not None:
+            check_range("--samples", self.samples, 1)
+
+    def what(self) -> dict[str, Any]:
+        """What `measure` goes around, and by which metrics."""
+        return {name: getattr(self, name) for name in ("samples", "orbits", "lpips", "clip")}
 
 
 def starts(options: Options) -> dict[str, Any]:
@@ -134,18 +240,18 @@ def starts(options: Options) -> dict[str, Any]:
         for start, init in STARTS.items():
             out = options.folder / f"{start}_{config.unet.steps}_{seed}"
             ours = {"out": out, "seed": seed, "init_from": str(decoder), "init": init, "decoder": None}
-            measured = measure(trained(dataclasses.replace(config, **ours)), samples=options.samples)
+            measured = measure(trained(dataclasses.replace(config, **ours)), **options.what())
             # The decoder is the same in all of them, and with it what is beside the models.
-            found |= {name: measured[name] for name in ("picture", "autoencoder")}
+            found |= {name: measured[name] for name in ("samples", "picture", "autoencoder")}
             found.setdefault(start, {})[f"seed {seed}"] = measured["model"]
             print(json.dumps(found), file=sys.stderr, flush=True)
-    return {"samples": options.samples, "steps": config.unet.steps, **found}
+    return {"samples": options.samples, "steps": config.unet.steps} | found  # which says how many there were
 
 
 def main() -> None:
     """Print the figures of a checkpoint, or of each start."""
     options = tyro.cli(Options, description=__doc__.split("\n")[0])
-    found = starts(options) if options.checkpoint is None else measure(options.checkpoint, samples=options.samples)
+    found = starts(options) if options.checkpoint is None else measure(options.checkpoint, **options.what())
     print(json.dumps(found, indent=1))
 
 

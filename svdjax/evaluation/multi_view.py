@@ -23,8 +23,12 @@ def lpips(
     Args:
         network: with weights of the published package, see `conversion.lpips.read_lpips`.
     """
-    distance = nnx.jit(lambda network, a, b: network(to_unit(a), to_unit(b)))
-    return np.stack([np.asarray(distance(network, *pair)) for pair in zip(made, true, strict=True)])
+    return np.stack([np.asarray(_distance(network, *pair)) for pair in zip(made, true, strict=True)])
+
+
+@nnx.jit  # here, so that one compilation serves all calls
+def _distance(network: LPIPS, a: UInt8[Array, "t h w 3"], b: UInt8[Array, "t h w 3"]) -> Float[Array, " t"]:
+    return network(to_unit(a), to_unit(b))
 
 
 def clip_similarity(
