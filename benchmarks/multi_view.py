@@ -85,12 +85,14 @@ def measure(
         samples, orbits, lpips, clip: as of `Options`. defaults: see `pipeline_of`.
 
     Raises:
-        UserError: the orbits or the weights cannot be used.
+        UserError: the checkpoint, the orbits or the weights cannot be used.
     """
     metrics = metrics_of(lpips, clip)
     model = load_model(checkpoint, dtype=np.float32)
     at_once = AT_ONCE if orbits is None else 1  # real orbits are large; how many go at once changes no figure
     pipeline = pipeline_of(model, per_device=at_once, **defaults)
+    if pipeline.task.picture is None:
+        raise UserError(f"{checkpoint}: is no model of views but of {model.config.task}: give a multi-view one")
     if orbits is None:
         batch = solids(SOLIDS if samples is None else samples)
     else:

@@ -20,6 +20,7 @@ from svdjax.evaluation.multi_view import clip_similarity, lpips
 from svdjax.evaluation.reconstruction import psnr, ssim
 from svdjax.models.lpips import LPIPS, LPIPSConfig
 from svdjax.models.params import flat_params
+from svdjax.sampling.bundled import CHECKPOINTS
 from tests.tasks.test_multi_view import config_of
 from tests.weights import random_checkpoint, random_model
 
@@ -82,7 +83,9 @@ def test_what_was_not_asked_for_is_not_measured(folder, monkeypatch, capsys):
     assert found["samples"] == 2 and list(found["model"]) == ["psnr", "ssim"]
 
 
-def test_other_data_is_refused(folder, tmp_path):
+def test_other_models_and_data_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match=r"known_frames\.safetensors: is no model of views but of known_frames"):
+        multi_view.measure(CHECKPOINTS["known_frames"])
     model = folder / "svd_mv.safetensors"
     write_sprites(dataclasses.replace(WORLD, frames=4), tmp_path / "longer", seed=0, count=1)
     with pytest.raises(UserError, match="has 4 views, the model makes 3"):
