@@ -26,6 +26,7 @@ from svdjax.training.flops import peak_flops
 RESULTS = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "tpu_plans.md"
 CONFIGS = Path(__file__).parents[1] / "configs"
+_DECODE = ("--buffers", "--program", "decode")
 NESTED = ("residual", "transformer", "spatial", "temporal", "feed_forward")
 
 
@@ -227,7 +228,7 @@ def _duration(plan: dict) -> str:
 
 def _made(row: Row) -> list[dict]:
     options = ["--sampling"] if row.sampling else [*["--buffers"] * (not row.whole), *_mesh(row)]
-    options += ["--buffers", "--program", "decode", "--model.vae.temporal-decoder"] * row.released
+    options += [*_DECODE, "--model.vae.temporal-decoder", "--model.vae.no-post-quant-conv"] * row.released
     plan = ["plan", str(CONFIGS / f"{row.config}.py"), "--topology", row.topology, *options]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "plan.json"
