@@ -46,6 +46,7 @@ from svdjax.models.params import abstract, load_flat
 from svdjax.models.svd import SVD, SamplingDefaults
 from svdjax.sampling.bundled import CHECKPOINTS
 from svdjax.sampling.images import from_uint8, to_uint8
+from svdjax.tasks import MultiView
 from svdjax.training.transfer import Init
 from svdjax.typing import Float, UInt8, ndarray
 
@@ -91,7 +92,7 @@ def measure(
     model = load_model(checkpoint, dtype=np.float32)
     at_once = AT_ONCE if orbits is None else 1  # real orbits are large; how many go at once changes no figure
     pipeline = pipeline_of(model, per_device=at_once, **defaults)
-    if pipeline.task.picture is None:
+    if not isinstance(pipeline.task, MultiView):
         raise UserError(f"{checkpoint}: is no model of views but of {model.config.task}: give a multi-view one")
     if orbits is None:
         batch = solids(SOLIDS if samples is None else samples)

@@ -84,8 +84,9 @@ def test_what_was_not_asked_for_is_not_measured(folder, monkeypatch, capsys):
 
 
 def test_other_models_and_data_are_refused(folder, tmp_path):
-    with pytest.raises(UserError, match=r"known_frames\.safetensors: is no model of views but of known_frames"):
-        multi_view.measure(CHECKPOINTS["known_frames"])
+    for task in ("known_frames", "text_to_video"):
+        with pytest.raises(UserError, match=rf"{task}\.safetensors: is no model of views but of {task}"):
+            multi_view.measure(CHECKPOINTS[task])
     model = folder / "svd_mv.safetensors"
     write_sprites(dataclasses.replace(WORLD, frames=4), tmp_path / "longer", seed=0, count=1)
     with pytest.raises(UserError, match="has 4 views, the model makes 3"):

@@ -38,6 +38,13 @@ def main(argv: Sequence[str]) -> int:
         parser.error("--json: there is none for --shardings and --largest")
     if options.context != 1 and not options.sampling:
         parser.error("--context: is for --sampling; in training it is --mesh.context")
+    for name in ("videos", "chunk"):
+        if getattr(options, name) is not None and not options.sampling:
+            parser.error(f"--{name}: is for --sampling")
+    if options.stage and options.sampling:
+        parser.error("--stage: is for training")
+    if options.videos is not None and options.videos < 1:
+        parser.error(f"--videos {options.videos}: must be at least 1")
     if options.sampling and options.shardings:
         parser.error("--shardings: when sampling, each chip has all weights")
     config = load_config(rest, default=DEMO)
@@ -89,14 +96,16 @@ def _sampling(
 
     def waited_for(program: Program) -> Plan:
         with console.status(f"{program.outline.name} on {options.topology}: the compiler places its arrays"):
-            return placed(program, options.videos)
+            return placed(program, options.videos or 1)
 
     def needed(videos: int) -> float:
         return max(placed(each, videos).total for each in programs(videos))
 
+    if options.largest and options.videos:
+        raise UserError("--videos: is what --largest looks for: leave it out")
     if options.largest:
         return _largest("number of videos", needed, 1, options.topology, console)
-    made = programs(options.videos)
+    made = programs(options.videos or 1)
     if options.outline:
         return _report((each.outline for each in made), options.json, console)
     if options.buffers:
@@ -150,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sampling", action="store_true", help="plan sampling from the model instead of training")
     parser.add_argument("--program", help=argparse.SUPPRESS)  # of sampling, this one alone: what `place` waits for
-    parser.add_argument("--videos", type=int, default=1, help="that a chip (or those of --context) samples at once")
+    parser.add_argument("--videos", type=int, help="that a chip (or those of --context) samples at once")
     parser.add_argument("--context", type=int, default=1, help="chips that share one video when sampling")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--chunk", type=int, help="frames to decode at once; as `svdjax sample` if left out")

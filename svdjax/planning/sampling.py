@@ -87,6 +87,7 @@ def sampling_programs(
             memory=resident(weights=weights, inputs=shapes),
             flops=videos * flops[name],
             executed=videos * flops[name],
+            at_once=videos,
         )
         with jax.set_mesh(mesh):
             results = _on(jax.eval_shape(call, weights, shapes), whole)

@@ -47,7 +47,13 @@ def check_cache(config: RunConfig) -> None:
     directory = config.data.train
     if not cache.is_cache(directory):
         return
-    found, wanted = dict(leaves(cache.read_settings(directory))), cache_settings(config)
+    settings, wanted = cache.read_settings(directory), cache_settings(config)
+    if _WEIGHTS not in settings:
+        raise UserError(
+            f"--data.train {directory}: its {cache.SETTINGS} is unreadable, or of an earlier version and does not "
+            "say which weights encoded: make the cache again with svdjax precompute"
+        )
+    found = dict(leaves(settings))
     for name, value in leaves(wanted):
         if not _same(name, made_with := found.get(name, "not recorded"), value):
             raise UserError(

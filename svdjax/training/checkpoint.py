@@ -214,10 +214,11 @@ def whole_checkpoints(directory: Path) -> tuple[dict[int, float | None], dict[in
     for folder in directory.glob("[0-9]*"):
         if not folder.name.isdecimal():  # one that is being written
             continue
-        if damage := find_damage(folder / CONTENTS, folder):
-            damages[int(folder.name)] = damage
-        else:
-            losses[int(folder.name)] = json.loads((folder / _RUN).read_text("utf-8"))["loss"]
+        with suppress(FileNotFoundError):  # one that the run has just removed
+            if damage := find_damage(folder / CONTENTS, folder):
+                damages[int(folder.name)] = damage
+            else:
+                losses[int(folder.name)] = json.loads((folder / _RUN).read_text("utf-8"))["loss"]
     return losses, damages
 
 
@@ -232,7 +233,8 @@ def read_average(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> di
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with _explained(folder.absolute(), "is damaged, or of another configuration or version"), context:
+    what, remedy = "is gone, damaged, or of another configuration or version", "run again, or take another --step"
+    with _explained(folder.absolute(), what, remedy), context:
         saved = ocp.checkpointables_metadata(folder.absolute()).metadata["state"]["ema"]
         if changed := _leaves(saved).items() ^ _leaves(dict(shapes)).items():
             raise ValueError(" or ".join(f"{name} {kind}" for name, kind in sorted(changed)[:2]))

@@ -8,11 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from svdjax.errors import UserError
-from svdjax.training import processes
 from svdjax.training.checkpoint import read_average, whole_checkpoints
 from svdjax.training.config import RunConfig, load_with
 from svdjax.training.directory import check_run
-from svdjax.training.mesh import make_mesh
+from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.model import Model
 from svdjax.training.run import DEMO, start
 from svdjax.training.sharding import shape_at
@@ -25,8 +24,9 @@ from svdjax.typing import Array
 class Export:
     """Write the averaged weights of a checkpoint: ``svdjax export CONFIG.py --to FILE [--option value ...]``.
 
-    All other options are those with which ``svdjax train`` was called. The clips are not needed, nothing is changed
-    in the run's directory, and the run may be going on.
+    All other options are those with which ``svdjax train`` was called, but ``--distributed`` and ``--mesh...``: one
+    process does it, on its own devices. The clips are not needed, nothing is changed in the run's directory, and
+    the run may be going on.
 
     Attributes:
         to: the ``.safetensors`` file to write: a whole model, or of a LoRA's run the LoRA.
@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
     """``svdjax export [CONFIG.py] --to FILE [--step N|best|last] [--option value ...]``."""
     options, config = load_with(Export, argv, command="export", default=DEMO)
     if config.distributed:
-        processes.start()
-    export(options, config, processes.console())
+        raise UserError("--distributed: one process exports a model: leave it out")
+    export(options, config, Console())
 
 
 def export(options: Export, config: RunConfig, console: Console) -> int:
@@ -59,20 +59,22 @@ def export(options: Export, config: RunConfig, console: Console) -> int:
         raise UserError(f"--to {options.to}: {wrong}: choose another name")
     check_run(config)
     stages = config.stages()
-    begun = [number for number, stage in enumerate(stages) if _checkpoints(config, stage).exists()]
+    begun = [number for number, stage in enumerate(stages) if whole_checkpoints(_checkpoints(config, stage))[0]]
     if not begun:
         raise UserError(f"--out {config.out}: no stage of this run has saved a checkpoint yet: wait for one")
     *before, stage = stages[: begun[-1] + 1]
     if isinstance(stage, VAEStage):
         raise UserError(
-            f"{config.out / stage.name}: how the latents are scaled is measured at this stage's end: wait for it"
+            f"{config.out / stage.name}: how the latents are scaled is measured at this stage's end: take the "
+            f"{stage.result} that it then leaves there"
         )
-    step = _chosen(options.step, _checkpoints(config, stage))
-    mesh = make_mesh(config.mesh)
+    _chosen(options.step, _checkpoints(config, stage))  # a mistake shows before the weights are read
+    mesh = make_mesh(MeshConfig())
     model = start(config, mesh, console)
     for done in before:
         model = done.read(model, config.out / done.name / done.result, mesh=mesh)
     model = stage.begin(model, seed=config.seed, mesh=mesh)
+    step = _chosen(options.step, _checkpoints(config, stage))  # a run that goes on may have removed the other
     params = {**model.params, **_averages(stage, model, _checkpoints(config, stage) / str(step))}
     stage.save(dataclasses.replace(model, params=params), options.to, dtype=config.export_dtype)
     console.print(f"step {step} of {stage.name}: {options.to}", soft_wrap=True)

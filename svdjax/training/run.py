@@ -16,7 +16,7 @@ from svdjax.training.initial import check_start, initial
 from svdjax.training.loop import stop_on_signals
 from svdjax.training.mesh import make_mesh
 from svdjax.training.model import Model, drawn
-from svdjax.training.samples import grid_clips, write_grid
+from svdjax.training.samples import check_grid, grid_clips, write_grid
 from svdjax.training.sharding import place
 from svdjax.training.stage import Stage
 from svdjax.training.stage_run import StageRun, Stopped
@@ -55,6 +55,8 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
         check_start(config)  # before clips are measured, which may take hours
         check_cache(config)
         clips = open_clips(config.data, console)
+        if config.unet is not None:
+            check_grid(clips, config.model)
         keep_motion_map(config, clips.train)
     model = start(config, mesh, console)
     count = sum(value.size for value in model.params.values())

@@ -11,9 +11,11 @@ from PIL import Image
 
 from svdjax.conversion.output import finished
 from svdjax.data.video import write_video
-from svdjax.models.svd import SVD
+from svdjax.errors import UserError
+from svdjax.models.svd import SVD, SVDConfig
 from svdjax.sampling.images import from_uint8, to_uint8
 from svdjax.sampling.pipeline import Pipeline, Settings
+from svdjax.tasks import task_of
 from svdjax.training.data import Clips
 from svdjax.training.stage import Batch
 
@@ -65,6 +67,20 @@ def write_grid(
         Image.fromarray(grid[-1]).save(partial, format="png")
     write_video(path.with_suffix(".mp4"), grid, model.config.defaults.fps)
     return [path.with_suffix(".png"), path.with_suffix(".mp4")]
+
+
+def check_grid(clips: Clips, config: SVDConfig) -> None:
+    """See that a grid can be made; the first one may be due after the whole training.
+
+    Raises:
+        UserError: the task says something of each frame, and no clip of a grid has as many as a sample.
+    """
+    wanted = config.defaults.frames
+    if task_of(config).per_frame and grid_clips(clips, wanted)["video"].shape[1] != wanted:
+        raise UserError(
+            f"--data.validation {clips.config.validation}: its first clips are none of {wanted} frames, of which "
+            f"samples of {config.task} are made: put longer ones first, or train on fewer shapes"
+        )
 
 
 def grid_clips(clips: Clips, frames: int) -> Batch:

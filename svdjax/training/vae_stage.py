@@ -76,7 +76,7 @@ class VAEStage(Stage):
     def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
         """Set the scaling factor so that the scaled latents of the held-out clips have unit variance."""
         encode = jax.jit(lambda vae, video: encode_video(vae, to_unit(video)))
-        deviation = jnp.std(jnp.concatenate([encode(model.vae, batch["video"]) for batch in batches]))
+        deviation = jnp.std(jnp.concatenate([encode(model.vae, batch["video"]).ravel() for batch in batches]))
         vae = dataclasses.replace(model.config.vae, scaling_factor=round(1 / float(deviation), 5))
         return dataclasses.replace(model.config, vae=vae)
 

@@ -262,10 +262,24 @@ def test_sampling_has_an_outline_without_compiling(tmp_path, capsys):
         main([*argv, "--outline"])
     said = capsys.readouterr().out
     assert not stop.value.code and all(f"{name} on v5e:2x2" in said for name in ("condition", "sample", "decode"))
-    assert said.count("batch 3") == 3 and "compiler" not in said
+    assert said.count("batch 3") == said.count("beside activations of 3 clips") == 3 and "compiler" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sampling", "--shardings"], "each chip has all weights"),
+        (["--sampling", "--stage", "unet"], "--stage: is for training"),
+        (["--sampling", "--videos", "0"], "--videos 0: must be at least 1"),
+        (["--sampling", "--videos", "2", "--largest"], "--videos: is what --largest looks for"),
+        (["--videos", "2", "--largest"], "--videos: is for --sampling"),
+        (["--chunk", "2"], "--chunk: is for --sampling"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*argv, "--shardings"])
-    assert stop.value.code == 2 and "each chip has all weights" in capsys.readouterr().err
+        main(["plan", "configs/demo.py", "--topology", "v5e:2x2", *options])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_the_most_videos_at_once_are_found_by_bisection(tmp_path, monkeypatch, capsys):

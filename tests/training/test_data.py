@@ -1,6 +1,7 @@
 """The data of a run as its configuration names it: mixtures, their motion buckets, held-out clips of all shapes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from svdjax.data.sprites import World
 from svdjax.errors import UserError
 from svdjax.training.data import DataConfig, open_clips
 from svdjax.training.directory import claim, keep_motion_map
-from svdjax.training.samples import grid_clips
-from tests.training.tiny import tiny_run
+from svdjax.training.samples import check_grid, grid_clips
+from tests.training.tiny import KNOWN_FRAMES, MODEL, tiny_run
 
 ONE = ClipSampling(frames=2, size=(16, 16))
 BUCKETS = ClipSampling(buckets=((2, 16, 16), (2, 8, 16)))
@@ -74,3 +75,7 @@ def test_samples_are_asked_for_by_clips_as_long_as_they_are_if_there_are_such(fo
     clips = opened(folders, sampling=ClipSampling(buckets=((2, 16, 16), (3, 8, 16))))
     mixed = type(clips)(clips.config, clips.train, clips.train)
     assert {frames: grid_clips(mixed, frames)["video"].shape[1] for frames in (2, 3, 9)} == {2: 2, 3: 3, 9: 2}
+    longer = replace(KNOWN_FRAMES, defaults=replace(KNOWN_FRAMES.defaults, frames=9))
+    with pytest.raises(UserError, match=r"--data\.validation .*: its first clips are none of 9 frames"):
+        check_grid(mixed, longer)
+    check_grid(mixed, replace(MODEL, defaults=longer.defaults))  # its task says nothing of single frames

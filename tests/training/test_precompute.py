@@ -222,11 +222,13 @@ def test_tasks_of_one_kind_share_a_cache(root):
 
 
 def test_a_cache_that_does_not_say_what_it_is_made_of_is_refused(root, made, tmp_path):
-    (tmp_path / "cache.json").write_text('{"task": "ImageToVideo"}')
+    config = dataclasses.replace(from_cache(root), data=dataclasses.replace(tiny_run(root).data, train=tmp_path))
+    (tmp_path / "cache.json").write_text('{"task": "image_to_video"}')
+    with pytest.raises(UserError, match=r"of an earlier version .* make the cache again"):
+        check_cache(config)
+    (tmp_path / "cache.json").write_text('{"task": "ImageToVideo", "weights": {}}')
     with pytest.raises(UserError, match="made with picture not recorded, where this run has 0"):
-        check_cache(
-            dataclasses.replace(from_cache(root), data=dataclasses.replace(tiny_run(root).data, train=tmp_path))
-        )
+        check_cache(config)
 
 
 def test_a_run_holds_its_cache_against_itself_before_it_reads_weights(root, made, monkeypatch):

@@ -118,6 +118,27 @@ def test_the_model_of_any_checkpoint_can_be_had(finished, tmp_path, capsys):
     assert "step 2 of unet: " in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_the_run_removes_meanwhile_is_passed_over(finished, monkeypatch):
+    directory = tiny_run(finished).out / "unet/checkpoints"
+
+    def find_damage(path, folder):
+        if folder.name == "2":
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr("svdjax.training.checkpoint.find_damage", find_damage)
+    losses, damages = whole_checkpoints(directory)
+    assert set(losses) == {4} and not damages
+
+
+def test_an_autoencoders_latents_are_measured_over_all_shapes():
+    model, rng = random_model(SVD, MODEL), np.random.default_rng(0)
+    shapes = ((1, 1, 16, 16, 3), (2, 1, 16, 24, 3))
+    batches = [{"video": jnp.asarray(rng.integers(0, 256, shape, np.uint8))} for shape in shapes]
+    latents = [np.ravel(encode_video(model.vae, to_unit(batch["video"]))) for batch in batches]
+    found = tiny_run(Path()).vae.finish(model, batches).vae.scaling_factor
+    assert found == pytest.approx(1 / np.std(np.concatenate(latents)), rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "step", "message"),
     [
