@@ -34,6 +34,15 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         return 0
+    _check(parser, options)
+    config = load_config(rest, default=DEMO)
+    devices = topology_devices(options.topology)
+    plan = _sampling if options.sampling else _training
+    return plan(options, [*rest, "--topology", options.topology], config, devices, Console())
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse options that would do nothing beside the others."""
     if options.json and (options.shardings or options.largest):
         parser.error("--json: there is none for --shardings and --largest")
     if options.context != 1 and not options.sampling:
@@ -47,10 +56,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--videos {options.videos}: must be at least 1")
     if options.sampling and options.shardings:
         parser.error("--shardings: when sampling, each chip has all weights")
-    config = load_config(rest, default=DEMO)
-    devices = topology_devices(options.topology)
-    plan = _sampling if options.sampling else _training
-    return plan(options, [*rest, "--topology", options.topology], config, devices, Console())
+    if options.largest and options.videos:
+        parser.error("--videos: is what --largest looks for: leave it out")
 
 
 def _training(
@@ -101,8 +108,6 @@ def _sampling(
     def needed(videos: int) -> float:
         return max(placed(each, videos).total for each in programs(videos))
 
-    if options.largest and options.videos:
-        raise UserError("--videos: is what --largest looks for: leave it out")
     if options.largest:
         return _largest("number of videos", needed, 1, options.topology, console)
     made = programs(options.videos or 1)

@@ -11,6 +11,7 @@ from svdjax.errors import UserError
 from svdjax.training.checkpoint import read_average, whole_checkpoints
 from svdjax.training.config import RunConfig, load_with
 from svdjax.training.directory import check_run
+from svdjax.training.keep import best_of
 from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.model import Model
 from svdjax.training.run import DEMO, start
@@ -92,13 +93,10 @@ def _chosen(step: str, directory: Path) -> int:
         UserError: there is none such.
     """
     losses, _ = whole_checkpoints(directory)
-    measured = {number: loss for number, loss in losses.items() if loss is not None}
-    if step == "last" and losses:
-        return max(losses)
-    if step == "best" and measured:
-        return min(measured, key=lambda number: measured[number])
-    if step.isdecimal() and int(step) in losses:
-        return int(step)
+    number = int(step) if step.isdecimal() else None
+    chosen = {"last": max(losses, default=None), "best": best_of(losses)}.get(step, number)
+    if chosen in losses:
+        return chosen
     there = ", ".join(f"{number}" for number in sorted(losses)) or "none"
     unmeasured = " (no checkpoint has a validation loss)" if step == "best" else ""
     raise UserError(f"--step {step}: {directory} has no such checkpoint{unmeasured}: choose one of {there}")

@@ -35,5 +35,11 @@ class Keep:
         kept = set(sorted(losses)[-self.last :]) | {
             step for step in losses if self.every and step % self.every == 0
         }
-        measured = {step: loss for step, loss in losses.items() if loss is not None}
-        return kept | {min(measured, key=lambda step: measured[step])} if self.best and measured else kept
+        best = best_of(losses) if self.best else None
+        return kept if best is None else kept | {best}
+
+
+def best_of(losses: Mapping[int, float | None]) -> int | None:
+    """The step of the checkpoint with the lowest validation loss; None if none was measured."""
+    measured = {step: loss for step, loss in losses.items() if loss is not None}
+    return min(measured, key=lambda step: measured[step], default=None)
