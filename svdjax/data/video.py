@@ -4,9 +4,10 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _PNG_KEY = "svdjax"
 
 def write_video(
     path: Path,
-    frames: UInt8[ndarray, "t h w 3"],
+    frames: Iterable[UInt8[ndarray, "h w 3"]],
     fps: float,
     *,
     metadata: Mapping[str, Any] | None = None,
@@ -37,7 +38,7 @@ def write_video(
         path: ends in .mp4 (H.264, 4:2:0, BT.709, plays in browsers; an odd side gets one more row or column,
             a copy of the last), .gif, .webp (animated, lossy), .png (of one frame), or without an ending: a folder
             of exact PNG files.
-        frames: at least one.
+        frames: at least one; an iterator's are asked for one by one, so that a long video need not be in memory.
         fps: frames per second; .gif keeps it to a hundredth of a second per frame, a folder only in its metadata.
         metadata: JSON-ready settings, kept inside the file; `read_metadata` gives them back.
         ending: the kind of file by its ending ("" for a folder), where the path's own does not tell.
@@ -50,13 +51,16 @@ def write_video(
         raise UserError(
             f"{path} ends in {path.suffix}: name it .mp4, .gif or .webp, or without an ending for PNG files"
         )
-    if not len(frames) or not 0 < fps < math.inf:
-        raise UserError(f"{path}: {len(frames)} frames at {fps:g} fps make no video: give at least one frame")
-    if writer is _write_picture and len(frames) > 1:
-        raise UserError(f"{path}: {len(frames)} frames make no picture: leave out the ending for a folder of them")
+    frames = iter(frames)
+    start = list(islice(frames, 2))
+    if not start or not 0 < fps < math.inf:
+        what = f"frames at {fps:g} fps" if start else "0 frames"
+        raise UserError(f"{path}: {what} make no video: give at least one frame, and a rate above 0")
+    if writer is _write_picture and len(start) > 1:
+        raise UserError(f"{path}: several frames make no picture: leave out the ending for a folder of them")
     try:
         with _finished(path, folder=writer is _write_folder) as partial:
-            writer(partial, np.ascontiguousarray(frames), fps, json.dumps(dict(metadata or {})))
+            writer(partial, map(np.ascontiguousarray, chain(start, frames)), fps, json.dumps(dict(metadata or {})))
     except (OSError, av.FFmpegError) as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}): choose another place") from None
 
@@ -131,8 +135,9 @@ def check_replaceable(path: Path, *, folder: bool) -> None:
         raise UserError(f"{path} holds other files ({foreign[0]}): choose another place")
 
 
-def _write_mp4(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
-    _, height, width, _ = frames.shape
+def _write_mp4(path: Path, frames: Iterator[UInt8[ndarray, "h w 3"]], fps: float, text: str) -> None:
+    first = next(frames)
+    height, width, _ = first.shape
     odd = ((0, height % 2), (0, width % 2), (0, 0))
     # `faststart`: browsers play before the end is loaded.
     with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container:
@@ -143,8 +148,7 @@ def _write_mp4(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: 
         context.colorspace = Colorspace.ITU709
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         context.color_range = ColorRange.MPEG
-        for frame in frames:
-            # Each alone: a second copy of a clip that was interpolated may be tens of GiB.
+        for frame in chain([first], frames):
             picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, "edge"), format="rgb24")
             container.mux(
                 stream.encode(
@@ -163,8 +167,9 @@ def _read_mp4(path: Path) -> str:
         return container.metadata.get("comment", "")
 
 
-def _write_gif(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
-    first, *rest = [Image.fromarray(frame) for frame in frames]
+def _write_gif(path: Path, frames: Iterator[UInt8[ndarray, "h w 3"]], fps: float, text: str) -> None:
+    rest = map(Image.fromarray, frames)
+    first = next(rest)
     duration = 10 * round(100 / fps)
     first.save(
         path, "GIF", save_all=True, append_images=rest, duration=duration, loop=0, comment=text.encode(), disposal=1
@@ -177,10 +182,11 @@ def _read_gif(path: Path) -> str:
     return comment.decode(errors="replace") if isinstance(comment, bytes) else comment
 
 
-def _write_webp(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
+def _write_webp(path: Path, frames: Iterator[UInt8[ndarray, "h w 3"]], fps: float, text: str) -> None:
+    rest = map(Image.fromarray, frames)
+    first = next(rest)
     exif = Image.Exif()
     exif[_EXIF_DESCRIPTION] = text
-    first, *rest = [Image.fromarray(frame) for frame in frames]
     first.save(
         path, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=90, exif=exif
     )
@@ -191,17 +197,17 @@ def _read_webp(path: Path) -> str:
         return str(image.getexif().get(_EXIF_DESCRIPTION, ""))
 
 
-def _write_folder(path: Path, frames: UInt8[ndarray, "t h w 3"], fps: float, text: str) -> None:
+def _write_folder(path: Path, frames: Iterator[UInt8[ndarray, "h w 3"]], fps: float, text: str) -> None:
     path.mkdir()
     for index, frame in enumerate(frames):
-        _write_picture(path / f"frame_{index:04d}.png", frame[None], fps, text)
+        _write_picture(path / f"frame_{index:04d}.png", iter([frame]), fps, text)
 
 
-def _write_picture(path: Path, frames: UInt8[ndarray, "1 h w 3"], fps: float, text: str) -> None:
+def _write_picture(path: Path, frames: Iterator[UInt8[ndarray, "h w 3"]], fps: float, text: str) -> None:
     note = PngImagePlugin.PngInfo()
     note.add_text(_PNG_KEY, text)
     note.add_text("fps", f"{fps:g}")
-    Image.fromarray(frames[0]).save(path, "PNG", pnginfo=note)
+    Image.fromarray(next(frames)).save(path, "PNG", pnginfo=note)
 
 
 def _read_folder(path: Path) -> str:
@@ -209,7 +215,7 @@ def _read_folder(path: Path) -> str:
         return image.text.get(_PNG_KEY, "")
 
 
-_WRITERS: dict[str, Callable[[Path, np.ndarray, float, str], None]] = {
+_WRITERS: dict[str, Callable[[Path, Iterator[np.ndarray], float, str], None]] = {
     ".mp4": _write_mp4,
     ".gif": _write_gif,
     ".webp": _write_webp,

@@ -261,11 +261,11 @@ class Pipeline:
         for number in range(windows):
             latents = sample(condition(request, videos), request, videos, before)
             frames = self.task.finish(request, np.asarray(decode(latents)[:, :, :height, :width]))
-            made.append(frames[:, overlap:] if number else frames)
+            made.append(to_uint8(frames[:, overlap:] if number else frames))
             if number + 1 < windows:
                 request = self.task.following(request, frames[:, -overlap:])
                 before = before.after(latents)
-        return to_uint8(np.concatenate(made, axis=1))
+        return np.concatenate(made, axis=1)
 
     def condition(self, model: SVD, request: PyTree, videos: Int[Array, " b"]) -> Conditioning:
         """First stage: a request to conditioning."""

@@ -77,6 +77,15 @@ def test_a_folder_of_png_files_is_exact(tmp_path):
     assert read_metadata(files[-1]) == SETTINGS
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "frames"])
+def test_frames_may_come_one_by_one(tmp_path, name):
+    (tmp_path / "whole").mkdir()
+    write_video(tmp_path / "whole" / name, ramp(5), 7.0)
+    write_video(tmp_path / name, iter(ramp(5)), 7.0)
+    for file in sorted((tmp_path / name).iterdir()) if name == "frames" else [tmp_path / name]:
+        assert file.read_bytes() == (tmp_path / "whole" / file.relative_to(tmp_path)).read_bytes()
+
+
 def test_one_frame_is_a_video_too(tmp_path):
     for name in ("a.mp4", "a.gif", "a.webp", "frames"):
         write_video(tmp_path / name, ramp(1), 7.0, metadata={"n": 1})
@@ -91,7 +100,8 @@ def test_one_frame_is_a_video_too(tmp_path):
         ("none/frames", 2, 7.0, "cannot be written"),
         ("none/a.gif", 2, 7.0, "cannot be written"),
         ("a.mp4", 0, 7.0, "0 frames"),
-        ("a.mp4", 2, 0.0, "fps 0|at 0 fps"),
+        ("a.png", 2, 7.0, "several frames make no picture"),
+        ("a.mp4", 2, 0.0, "at 0 fps"),
         ("a.mp4", 2, float("nan"), "at nan fps"),
         ("a.mp4", 2, float("inf"), "at inf fps"),
     ],

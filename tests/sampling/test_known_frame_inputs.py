@@ -116,7 +116,7 @@ def test_copies_of_files_are_made_of_neighbouring_videos():
     found = Given(inputs={}, names=["x", "y"], notes=[{}, {}], pieces=[2, 1])
     np.testing.assert_array_equal(found.rows(2), [0, 1, 0, 1, 2, 2])
     videos = (np.full((3, 1, 1, 3), n, np.uint8) for n in range(6))
-    files = [frames[:, 0, 0, 0].tolist() for frames in found.files(videos, 2)]
+    files = [[int(frame[0, 0, 0]) for frame in frames] for frames in found.files(videos, 2)]
     assert files == [[0, 0, 0, 1, 1], [2, 2, 2, 3, 3], [4, 4, 4], [5, 5, 5]]
 
 

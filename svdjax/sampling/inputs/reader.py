@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,14 @@ class Given:
 
     def files(
         self, videos: Iterator[UInt8[ndarray, "t h w 3"]], copies: int
-    ) -> Iterator[UInt8[ndarray, "frames h w 3"]]:
-        """The frames of each file, as soon as its videos are there."""
+    ) -> Iterator[Iterator[UInt8[ndarray, "h w 3"]]]:
+        """The frames of each file, as they are made; those of one are to be taken before the next file's."""
         for index in range(len(self.names) * copies):
             entry = index // copies
-            first, *rest = islice(videos, self.pieces[entry] if self.pieces else 1)
-            before = [self.before[entry]] if self.before else []
-            yield np.concatenate([*before, first, *(video[1:] for video in rest)])
+            pieces = islice(videos, self.pieces[entry] if self.pieces else 1)
+            before = self.before[entry] if self.before else ()
+            joined = chain.from_iterable(video[1:] if piece else video for piece, video in enumerate(pieces))
+            yield chain(before, joined)
 
 
 def _entries(value: Any, rows: Int[ndarray, " n"]) -> Any:
