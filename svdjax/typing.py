@@ -16,9 +16,9 @@ Videos are ``b t h w c`` everywhere; frames are folded into the batch only insid
 """
 
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Key, PyTree, Shaped, UInt8, UInt32
 from numpy import ndarray
 
 AnyArray = Array | ndarray  # on a device, or on the host
 
-__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "PyTree", "Shaped", "UInt8", "ndarray"]
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "PyTree", "Shaped", "UInt8", "UInt32", "ndarray"]

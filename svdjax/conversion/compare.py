@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from svdjax.conversion.golden import is_golden, load_golden
 from svdjax.conversion.recording import Recording
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.video import write_video
-from svdjax.diffusion import PRECONDITIONINGS, SAMPLERS, Denoise, Denoiser, Trajectory, guided, sample_trajectory
+from svdjax.diffusion import PRECONDITIONINGS, SAMPLERS, Denoise, Denoiser, Move, Run, advance, guided, moves_of
 from svdjax.errors import UserError
 from svdjax.models.clip_preprocess import preprocess
 from svdjax.models.svd import SVD, SVDConfig
@@ -160,12 +161,14 @@ class Comparison:
         """Errors of every sampler step and of the frames, and the frames."""
         recording = self.recording
         cond = self._condition(self._request())
-        run = self._compiled(partial(self._sample, on_step=on_step))(self._noise(), cond)
+        step, moves, run = self._compiled(self._step), moves_of(self._sigmas), Run.start(self._noise())
         rows = []
         for i in range(self.defaults.steps):
-            rows.append(Row(f"step {i + 1} denoised", relative_error(run.denoised[i, 0], recording.denoised[i])))
-            rows.append(Row(f"step {i + 1} latents", relative_error(run.x[i, 0], recording.latents[i])))
-        frames = self._clipped(self._decode(run.x[-1])[0])
+            run = step(jax.tree.map(itemgetter(i), moves), run, cond)
+            rows.append(Row(f"step {i + 1} denoised", relative_error(run.x0[0], recording.denoised[i])))
+            rows.append(Row(f"step {i + 1} latents", relative_error(run.x[0], recording.latents[i])))
+            on_step(i + 1)
+        frames = self._clipped(self._decode(run.x)[0])
         return [*rows, Row("frames", relative_error(frames, recording.frames))], np.asarray(frames)
 
     def _request(self) -> ImageRequest:
@@ -200,11 +203,8 @@ class Comparison:
         self._denoise(model, cond, watch=watch)(noise, self._sigmas[:1])
         return seen
 
-    def _sample(self, model: SVD, noise: Array, cond: Conditioning, on_step: Callable[[int], None]) -> Trajectory:
-        denoise = self._denoise(model, cond)
-        return sample_trajectory(
-            denoise, noise, self._sigmas, SAMPLERS["euler"], jax.random.key(0), on_step=on_step
-        )
+    def _step(self, model: SVD, move: Move, run: Run, cond: Conditioning) -> Run:
+        return advance(self._denoise(model, cond), run, move, SAMPLERS["euler"], jax.random.key(0))
 
     def _frames_of(self, model: SVD, latents: Array) -> Array:
         z = (latents / self.config.vae.scaling_factor).astype(decoder_dtype(model.vae))

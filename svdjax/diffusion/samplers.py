@@ -1,6 +1,6 @@
 """Samplers: from noise to clean latents, knowing only a denoiser D(x, sigma) -> x0 and a list of sigmas.
 
-A sampler is one update rule; the loop over the steps is shared. All work on x = x0 + sigma eps, so D
+A sampler is one update rule; what a step is made of is shared. All work on x = x0 + sigma eps, so D
 gives eps = (x - D) / sigma, and the probability flow ODE is dx/dsigma = eps (Karras et al. 2022, EDM,
 arXiv 2206.00364, Eq. 1 and 3).
 """
@@ -40,7 +40,7 @@ class Step:
     target: Sigma
     previous_sigma: Sigma
     previous_x0: Video
-    part: float
+    part: Sigma
     normal: Callable[[], Video]
 
 
@@ -190,11 +190,84 @@ SAMPLERS = MappingProxyType(
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Trajectory:
-    """Every step of a run: what D gave, and the latents after the step (the last ones are the result)."""
+class Move:
+    """Where one step of a run leads; `moves_of` gives all of them at once, along the first axis.
 
-    denoised: Float[Array, "n b t h w c"]
-    x: Float[Array, "n b t h w c"]
+    Attributes:
+        number: of the step, from 0.
+        sigma, target, previous_sigma, part: see `Step`.
+    """
+
+    number: Int[Array, "*n"]
+    sigma: Float[Array, "*n"]
+    target: Float[Array, "*n"]
+    previous_sigma: Float[Array, "*n"]
+    part: Float[Array, "*n"]
+
+
+def moves_of(sigmas: Float[Array, " n"]) -> Move:
+    """The steps down these noise levels from a `Schedule`; only the last level may be 0."""
+    steps = len(sigmas) - 1
+    before = jnp.full(1, jnp.inf, sigmas.dtype)
+    return Move(
+        number=jnp.arange(steps),
+        sigma=sigmas[:-1],
+        target=sigmas[1:],
+        previous_sigma=jnp.concatenate([before, sigmas[:-2]]),
+        part=jnp.full(steps, 1 / steps, sigmas.dtype),
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How far a run has come.
+
+    Attributes:
+        x: the latents, float32 or float64.
+        x0: what D gave in the last step; zeros before the first.
+    """
+
+    x: Float[Array, "*n b t h w c"]
+    x0: Float[Array, "*n b t h w c"]
+
+    @classmethod
+    def start(cls, x: Video) -> "Run":
+        """From latents at the first noise level (see `initial_noise`)."""
+        return cls(x=x, x0=jnp.zeros_like(x))
+
+
+def advance(
+    denoise: Denoise,
+    run: Run,
+    move: Move,
+    sampler: Sampler,
+    key: Key[Array, ""],
+    *,
+    index: Int[Array, " b"] | None = None,
+) -> Run:
+    """Go one step; works under jit and with the batch sharded over devices.
+
+    Args:
+        denoise: D(x, sigma [b]) -> x0.
+        run: how far it has come. move: the step to go.
+        sampler: the update rule.
+        key: randomness of the stochastic samplers: noise = f(key, step, index).
+        index: number of each video in the whole run, on which alone its noise depends; default 0, 1, ...
+    """
+    x = run.x
+    batch = x.shape[0]
+    index = jnp.arange(batch) if index is None else index
+    step = Step(
+        sigma=move.sigma.astype(x.dtype),
+        target=move.target.astype(x.dtype),
+        previous_sigma=move.previous_sigma.astype(x.dtype),
+        previous_x0=run.x0,
+        part=move.part.astype(x.dtype),
+        normal=partial(video_noise, jax.random.fold_in(key, move.number), index, x.shape[1:], x.dtype),
+    )
+    x, x0 = sampler(lambda x, sigma: denoise(x, jnp.broadcast_to(sigma, (batch,))), x, step)
+    return Run(x=x, x0=x0)
 
 
 def sample(
@@ -205,78 +278,19 @@ def sample(
     key: Key[Array, ""],
     *,
     index: Int[Array, " b"] | None = None,
-    on_step: Callable[[int], None] | None = None,
 ) -> Video:
-    """Denoise ``x`` down the noise levels; works under jit and with the batch sharded over devices.
+    """Denoise ``x`` down the noise levels, all steps in one program.
 
     Args:
-        denoise: D(x, sigma [b]) -> x0.
+        denoise, sampler, key, index: see `advance`.
         x: latents at noise level ``sigmas[0]`` (see `initial_noise`), float32 or float64.
         sigmas: descending noise levels from a `Schedule`; only the last may be 0.
-        sampler: the update rule.
-        key: randomness of the stochastic samplers: noise = f(key, step, index).
-        index: number of each video in the whole run, on which alone its noise depends; default 0, 1, ...
-        on_step: called on the host with the number of finished steps, soon after each step, in no
-            guaranteed order.
 
     Returns:
         The latents at ``sigmas[-1]``: clean ones if that is 0.
     """
-    return _run(denoise, x, sigmas, sampler, key, index, on_step, keep=False)[0]
 
+    def one_step(run: Run, move: Move) -> tuple[Run, None]:
+        return advance(denoise, run, move, sampler, key, index=index), None
 
-def sample_trajectory(
-    denoise: Denoise,
-    x: Video,
-    sigmas: Float[Array, " n"],
-    sampler: Sampler,
-    key: Key[Array, ""],
-    *,
-    index: Int[Array, " b"] | None = None,
-    on_step: Callable[[int], None] | None = None,
-) -> Trajectory:
-    """Like `sample`, but keeps every step (n - 1 of them)."""
-
-    denoised, xs = _run(denoise, x, sigmas, sampler, key, index, on_step, keep=True)[1]
-    return Trajectory(denoised=denoised, x=xs)
-
-
-def _run(
-    denoise: Denoise,
-    x: Video,
-    sigmas: Float[Array, " n"],
-    sampler: Sampler,
-    key: Key[Array, ""],
-    index: Int[Array, " b"] | None,
-    on_step: Callable[[int], None] | None,
-    keep: bool,
-) -> tuple[Video, tuple[Array, Array] | None]:
-    batch = x.shape[0]
-    index = jnp.arange(batch) if index is None else index
-    sigmas = sigmas.astype(x.dtype)
-    steps = len(sigmas) - 1
-
-    def uniform_denoise(x: Video, sigma: Sigma) -> Video:
-        return denoise(x, jnp.broadcast_to(sigma, (batch,)))
-
-    def one_step(carry: tuple[Video, Video], now: tuple[Array, Sigma, Sigma, Sigma]) -> tuple:
-        x, previous_x0 = carry
-        number, previous_sigma, sigma, target = now
-        step = Step(
-            sigma=sigma,
-            target=target,
-            previous_sigma=previous_sigma,
-            previous_x0=previous_x0,
-            part=1 / steps,
-            normal=partial(video_noise, jax.random.fold_in(key, number), index, x.shape[1:], x.dtype),
-        )
-        x, x0 = sampler(uniform_denoise, x, step)
-        if on_step is not None:
-            # The latents are an argument so that the call waits for the step.
-            jax.debug.callback(lambda done, _: on_step(int(done)), number + 1, jnp.max(x))
-        return (x, x0), (x0, x) if keep else None
-
-    before = jnp.full(1, jnp.inf, sigmas.dtype)
-    levels = jnp.concatenate([before, sigmas[:-2]]), sigmas[:-1], sigmas[1:]
-    (x, _), kept = jax.lax.scan(one_step, (x, jnp.zeros_like(x)), (jnp.arange(steps), *levels))
-    return x, kept
+    return jax.lax.scan(one_step, Run.start(x), moves_of(sigmas))[0].x

@@ -66,7 +66,7 @@ def sampling_programs(
     pipeline, flops = Pipeline(model, settings), sampling_flops(config, settings)
     videos = settings.per_device
     asked = _flat(example_request(pipeline, videos), whole)
-    numbers = _flat(np.zeros(videos, np.int32), whole)
+    numbers, seed = _flat(np.zeros(videos, np.int32), whole), _flat(np.zeros((), np.uint32), whole)
 
     def program(stage: Callable[..., Any], *inputs: _Flat, turns: int = 1) -> tuple[Program, _Flat]:
         """A stage's program, and the shapes of its results."""
@@ -95,11 +95,12 @@ def sampling_programs(
         made = Program(outline=outline, function=function, arguments=(weights, shapes), turns=turns)
         return made, _Flat(results, trees[-1])
 
-    condition, cond = program(pipeline.condition, asked, numbers)
+    condition, branches = program(pipeline.condition, seed, asked, numbers)
     yield condition
-    sample, latents = program(pipeline.sample, cond, asked, numbers, turns=settings.defaults.steps)
+    # All steps as one program, where a run calls one of a single step: the same but for their number.
+    sample, latents = program(pipeline.sample, seed, branches, numbers, turns=settings.defaults.steps)
     yield sample
-    decode, _ = program(pipeline.decode, latents)
+    decode, _ = program(pipeline.decode, _flat((), whole), latents)
     yield decode
 
 

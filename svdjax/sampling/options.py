@@ -155,8 +155,8 @@ def resolve(args: Sample, defaults: SamplingDefaults) -> Settings:
         raise UserError(f"--fps {values.fps}: must be above 0 and at most 240 (5 to 30 is usual)")
     if not 0 <= values.motion_bucket <= 255:
         raise UserError(f"--motion-bucket {values.motion_bucket}: must be from 0 to 255 (127 is usual)")
-    if not 0 <= args.seed < 2**63:
-        raise UserError(f"--seed {args.seed}: must be from 0 to 2^63 - 1")
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: must be from 0 to 2^32 - 1")
     first, last = values.guidance
     if not (np.isfinite(first) and np.isfinite(last)):
         raise UserError(f"--guidance {first} {last}: must be two numbers")

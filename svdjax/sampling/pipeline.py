@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Literal
 
 import jax
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from svdjax.diffusion.denoiser import PRECONDITIONINGS, Denoiser
+from svdjax.diffusion.denoiser import PRECONDITIONINGS, Denoise, Denoiser
 from svdjax.diffusion.guidance import (
     ConstantGuidance,
     Guidance,
@@ -31,15 +32,16 @@ from svdjax.diffusion.noise import (
     initial_noise,
     row_keys,
 )
-from svdjax.diffusion.samplers import SAMPLERS, sample
+from svdjax.diffusion.samplers import SAMPLERS, Move, Run, advance, moves_of, sample
 from svdjax.errors import UserError
+from svdjax.models.sharding import constrain
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.vae import VAE
 from svdjax.sampling.decode import decode_frames, default_chunk
 from svdjax.sampling.images import to_uint8
 from svdjax.sampling.windows import Before
 from svdjax.tasks import Conditioning, network_of, task_of
-from svdjax.typing import Array, Float, Int, Key, PyTree, UInt8, ndarray
+from svdjax.typing import Array, Float, Int, Key, PyTree, UInt8, UInt32, ndarray
 
 SamplerName = Literal["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "euler_ancestral", "ddim"]
 ScheduleName = Literal["karras", "align_your_steps", "log_linear", "leading", "trailing"]
@@ -112,6 +114,11 @@ def schedule_of(name: ScheduleName, defaults: SamplingDefaults) -> Schedule:
     return SCHEDULES[name](sigma_min=defaults.sigma_min, sigma_max=defaults.sigma_max)
 
 
+def keys_of(seed: UInt32[Array, ""]) -> Key[Array, "3"]:
+    """Randomness of the requests, of what the sampler starts from, and of its steps."""
+    return jax.random.split(jax.random.key(seed), 3)
+
+
 def decoder_dtype(vae: VAE) -> np.dtype:
     """The type to decode in: the parameters' own, but never float16, which SVD's decoder overflows."""
     dtype = vae.decoder.conv_in.kernel[...].dtype
@@ -135,10 +142,26 @@ def check_context(config: SVDConfig, settings: Settings, devices: int) -> None:
         )
 
 
-class Pipeline:
-    """A loaded model made ready to sample: three stages, compiled once, each device with videos of its own.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """What the two branches of guidance are conditioned on.
 
-    Or each row of ``settings.context`` devices, which share them; devices that are left over stay idle.
+    Attributes:
+        cond: of the videos that are asked for.
+        uncond: of what guidance moves away from; None where there is no guidance.
+    """
+
+    cond: Conditioning
+    uncond: Conditioning | None
+
+
+class Pipeline:
+    """A loaded model made ready to sample, each device with videos of its own.
+
+    Or each row of ``settings.context`` devices, which share them; devices that are left over stay idle. Its stages
+    are compiled once. The sampler's steps are calls of one program, which knows neither the seed nor the noise
+    levels: so it is kept for the next start (`svdjax.compilation`) and serves any of them.
 
     Attributes:
         task: what the model is conditioned on.
@@ -153,7 +176,7 @@ class Pipeline:
             model: its parameters' type is the type to compute in.
             settings: how to sample. Sizes that are no multiple of the model's ``size_multiple`` are rounded up for
                 the networks, and the videos cropped.
-            on_step: called on the host after each sampler step of each device, or row of them.
+            on_step: called after each sampler step, with the number of those of its videos and window.
 
         Raises:
             UserError: no task is known that the model is conditioned by.
@@ -208,8 +231,8 @@ class Pipeline:
 
     def step_calls(self, count: int) -> int:
         """How often ``on_step`` is called for ``count`` videos."""
-        rows, groups = self._layout(count)
-        return rows * len(groups) * self.settings.defaults.steps * self.settings.windows
+        _, groups = self._layout(count)
+        return len(groups) * self.settings.defaults.steps * self.settings.windows
 
     def _layout(self, count: int) -> tuple[int, Int[ndarray, "groups n"]]:
         """How many rows of devices to use, each with videos of its own, and the numbers of those made at once.
@@ -223,92 +246,148 @@ class Pipeline:
         return rows, np.arange(-(-count // at_once) * at_once).reshape(-1, at_once)
 
     def _stages(self, rows: int) -> Sequence[Callable[..., Any]]:
-        """The three stages on so many rows of devices, which share one copy of the weights on each device."""
+        """The stages on so many rows of devices, which share one copy of the weights on each device."""
         if rows not in self._stages_on:
             context = self.settings.context
             devices = np.array(jax.local_devices()[: rows * context]).reshape(rows, context)
             mesh = Mesh(devices, ("data", "context"))
             state = jax.device_put(self._state, NamedSharding(mesh, P()))
             self._stages_on[rows] = [
-                self._on_each_row(stage, mesh, state) for stage in (self.condition, self.sample, self.decode)
+                self._on_each_row(name, stage, mesh, state)
+                for name, stage in (
+                    ("condition", self.condition),
+                    ("sample", self.start),
+                    ("sample", self.step),
+                    ("decode", self.decode),
+                )
             ]
         return self._stages_on[rows]
 
-    def _on_each_row(self, stage: Callable[..., Any], mesh: Mesh, state: PyTree) -> Callable[..., Any]:
-        """Compile a stage to run on every row of devices alone: only the devices of one row communicate."""
+    def _on_each_row(self, name: str, stage: Callable[..., Any], mesh: Mesh, state: PyTree) -> Callable[..., Any]:
+        """Compile a stage to run on every row of devices alone: only the devices of one row communicate.
+
+        Args:
+            name: what its time counts as.
+            stage: of the model, what all videos share, and arrays with an entry for each video.
+        """
         # No axis of length one is left to the compiler: it would want each kernel wrapped for nothing.
         own = {"data"} if mesh.shape["context"] > 1 else set(mesh.axis_names)
 
         @jax.jit
-        def run(state: PyTree, *batch: PyTree) -> Any:
-            def local(state: PyTree, *batch: PyTree) -> Any:
-                return stage(nnx.merge(self._graph, state), *batch)
+        def run(state: PyTree, shared: PyTree, *batch: PyTree) -> Any:
+            def local(state: PyTree, shared: PyTree, *batch: PyTree) -> Any:
+                return stage(nnx.merge(self._graph, state), shared, *batch)
 
-            specs = (P(), *[P("data")] * len(batch))
+            specs = (P(), P(), *[P("data")] * len(batch))
             return jax.shard_map(
                 local, mesh=mesh, in_specs=specs, out_specs=P("data"), axis_names=own, check_vma=False
-            )(state, *batch)
+            )(state, shared, *batch)
 
-        return lambda *batch: self.timings.measure(stage.__name__, lambda: run(state, *batch))
+        return lambda *inputs: self.timings.measure(name, lambda: run(state, *inputs))
 
     def _group(self, request: PyTree, videos: ndarray, stages: Sequence[Callable[..., Any]]) -> ndarray:
         """Sample one group of videos on all devices, window after window."""
-        condition, sample, decode = stages
+        condition, start, step, decode = stages
+        seed, moves = np.uint32(self.settings.seed), moves_of(self._sigmas())
         height, width = self.settings.defaults.height, self.settings.defaults.width
         windows, overlap = self.settings.windows, self.settings.overlap
         before = Before.nothing(len(videos), self._latent_shape(), overlap) if windows > 1 else None
         made: list[ndarray] = []
         for number in range(windows):
-            latents = sample(condition(request, videos), request, videos, before)
-            frames = self.task.finish(request, np.asarray(decode(latents)[:, :, :height, :width]))
+            branches = condition(seed, request, videos)
+            run = start((seed, moves.sigma[0]), videos, before)
+            for turn in range(self.settings.defaults.steps):
+                run = step((seed, jax.tree.map(itemgetter(turn), moves)), run, branches, videos, before)
+                if self._on_step is not None:
+                    self._on_step(turn + 1)
+            frames = self.task.finish(request, np.asarray(decode((), run.x)[:, :, :height, :width]))
             made.append(to_uint8(frames[:, overlap:] if number else frames))
             if number + 1 < windows:
                 request = self.task.following(request, frames[:, -overlap:])
-                before = before.after(latents)
+                # From the host, as the first one was: else the same programs would be compiled for where it lies.
+                before = before.after(np.asarray(run.x))
         return np.concatenate(made, axis=1)
 
-    def condition(self, model: SVD, request: PyTree, videos: Int[Array, " b"]) -> Conditioning:
+    def condition(self, model: SVD, seed: UInt32[Array, ""], request: PyTree, videos: Int[Array, " b"]) -> Branches:
         """First stage: a request to conditioning."""
-        key, _ = self._keys()
+        key, _, _ = keys_of(seed)
         request = self.task.complete(request, row_keys(key, videos))
-        return self.task.condition(model, request, self.settings.defaults.frames)
+        cond = self.task.condition(model, request, self.settings.defaults.frames)
+        alone = isinstance(guidance_of(self.settings.defaults), NoGuidance)
+        return Branches(cond=cond, uncond=None if alone else self.task.unconditional(model, cond, request))
+
+    def start(
+        self,
+        model: SVD | None,
+        shared: tuple[UInt32[Array, ""], Float[Array, ""]],
+        videos: Int[Array, " b"],
+        before: Before | None = None,
+    ) -> Run:
+        """What the sampler starts from: noise of a seed at a noise level; ``before`` is of longer videos."""
+        del model
+        seed, sigma = shared
+        _, key, _ = keys_of(seed)
+        key = key if before is None else before.key(key)
+        noise = constrain(initial_noise(key, videos, self._latent_shape(), sigma))
+        return Run.start(noise if before is None else before.start(noise, sigma))
+
+    def step(
+        self,
+        model: SVD,
+        shared: tuple[UInt32[Array, ""], Move],
+        run: Run,
+        branches: Branches,
+        videos: Int[Array, " b"],
+        before: Before | None = None,
+    ) -> Run:
+        """One step of the sampler, of a seed, from latents to less noisy ones, through the guided denoiser."""
+        seed, move = shared
+        denoise, key = self._denoise(model, branches, before), self._noise_key(seed, before)
+        run = advance(denoise, run, move, SAMPLERS[self.settings.sampler], key, index=videos)
+        return Run(x=constrain(run.x), x0=constrain(run.x0))
 
     def sample(
         self,
         model: SVD,
-        cond: Conditioning,
-        request: PyTree,
+        seed: UInt32[Array, ""],
+        branches: Branches,
         videos: Int[Array, " b"],
         before: Before | None = None,
     ) -> Float[Array, "b t h w c"]:
-        """Second stage: noise to scaled latents, through the guided denoiser; ``before`` is of longer videos."""
-        settings, defaults = self.settings, self.settings.defaults
-        _, key = self._keys()
-        key = key if before is None else before.key(key)
-        sigmas = schedule_of(settings.schedule, defaults)(defaults.steps)
+        """Second stage, noise to scaled latents: :meth:`start` and all steps, where they are to be one program."""
+        sigmas = self._sigmas()
+        start = self.start(model, (seed, sigmas[0]), videos, before).x
+        denoise, key = self._denoise(model, branches, before), self._noise_key(seed, before)
+        return sample(denoise, start, sigmas, SAMPLERS[self.settings.sampler], key, index=videos)
+
+    def _denoise(self, model: SVD, branches: Branches, before: Before | None) -> Denoise:
         denoiser = Denoiser(network_of(model.unet), PRECONDITIONINGS[self._config.preconditioning])
-        uncond = self.task.unconditional(model, cond, request)
-        denoise = guided(denoiser, guidance_of(defaults), cond, uncond)
-        noise = initial_noise(key, videos, self._latent_shape(), sigmas[0])
-        if before is not None:
-            denoise, noise = before.hold(denoise, noise, sigmas[0])
-        sampler = SAMPLERS[settings.sampler]
-        return sample(denoise, noise, sigmas, sampler, key, index=videos, on_step=self._on_step)
+        guidance = guidance_of(self.settings.defaults)
+        denoise = guided(denoiser, guidance, branches.cond, branches.uncond)
+        return denoise if before is None else before.hold(denoise)
+
+    def _noise_key(self, seed: UInt32[Array, ""], before: Before | None) -> Key[Array, ""]:
+        """Randomness of the steps."""
+        _, _, key = keys_of(seed)
+        return key if before is None else before.key(key)
+
+    def _sigmas(self) -> Float[Array, " n"]:
+        """The noise levels of the sampler's steps."""
+        return schedule_of(self.settings.schedule, self.settings.defaults)(self.settings.defaults.steps)
 
     def _latent_shape(self) -> tuple[int, ...]:
         """Frames, rows, columns and channels of the latents of one video."""
         defaults = self.settings.defaults
         return defaults.frames, *self._config.latent_shape(defaults.height, defaults.width)
 
-    def decode(self, model: SVD, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 3"]:
-        """Third stage: scaled latents to frames in about [-1, 1]."""
+    def decode(
+        self, model: SVD, shared: tuple[()], latents: Float[Array, "b t h w c"]
+    ) -> Float[Array, "b t h2 w2 3"]:
+        """Third stage: scaled latents to frames in about [-1, 1]. No seed nor anything else is shared."""
+        del shared
         settings = self.settings
         z = (latents / self._config.vae.scaling_factor).astype(decoder_dtype(model.vae))
         chunk = settings.chunk
         if chunk is None and settings.decode == "exact":
             chunk = default_chunk(*z.shape[:4])
         return decode_frames(model.vae, z, chunk=chunk, mode=settings.decode)
-
-    def _keys(self) -> Key[Array, "2"]:
-        """Randomness of the requests, and of the sampler."""
-        return jax.random.split(jax.random.key(self.settings.seed))

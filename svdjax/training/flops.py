@@ -141,17 +141,17 @@ def sampling_flops(config: SVDConfig, settings: Settings | None = None) -> dict[
     pipeline = Pipeline(abstract(SVD, config), settings)
     graph, state = nnx.split(abstract(SVD, config))
 
-    def condition(state: PyTree, request: PyTree, video: PyTree) -> PyTree:
-        return pipeline.condition(nnx.merge(graph, state), request, video)
+    def condition(state: PyTree, *asked: PyTree) -> PyTree:
+        return pipeline.condition(nnx.merge(graph, state), *asked)
 
-    def sample(state: PyTree, request: PyTree, video: PyTree) -> PyTree:
-        return pipeline.sample(nnx.merge(graph, state), condition(state, request, video), request, video)
+    def sample(state: PyTree, seed: PyTree, request: PyTree, video: PyTree) -> PyTree:
+        return pipeline.sample(nnx.merge(graph, state), seed, condition(state, seed, request, video), video)
 
-    def decode(state: PyTree, request: PyTree, video: PyTree) -> PyTree:
-        return pipeline.decode(nnx.merge(graph, state), sample(state, request, video))
+    def decode(state: PyTree, *asked: PyTree) -> PyTree:
+        return pipeline.decode(nnx.merge(graph, state), (), sample(state, *asked))
 
-    request, video = example_request(pipeline, 1), np.zeros(1, np.int32)
-    first, second, third = (count(stage, state, request, video) for stage in (condition, sample, decode))
+    asked = jnp.uint32(0), example_request(pipeline, 1), np.zeros(1, np.int32)
+    first, second, third = (count(stage, state, *asked) for stage in (condition, sample, decode))
     return {"condition": first, "sample": second - first, "decode": third - second}
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -26,12 +27,14 @@ from svdjax.diffusion import (
     Karras,
     LinearGuidance,
     LogLinear,
+    Run,
     VPrediction,
+    advance,
     discrete_sigmas,
     guided,
     initial_noise,
+    moves_of,
     sample,
-    sample_trajectory,
 )
 
 GOLDENS = Path(os.environ.get("SVDJAX_GOLDENS", Path(__file__).parents[3] / "shared" / "goldens"))
@@ -64,6 +67,15 @@ def noise(seed, shape=(4, 3, 4, 4, 2), dtype=None):
 def run(sampler, sigmas, denoise=gaussian, x=None, **options):
     x = noise(0) * sigmas[0] if x is None else x
     return jax.jit(lambda x: sample(denoise, x, jnp.asarray(sigmas), sampler, KEY, **options))(x)
+
+
+def trajectory(denoise, x, sigmas, sampler):
+    """Every step of a run, along the first axis: what `advance` makes when it is called step by step."""
+    runs, moves = [Run.start(x)], moves_of(sigmas)
+    step = jax.jit(lambda run, move: advance(denoise, run, move, sampler, KEY))
+    for number in range(len(sigmas) - 1):
+        runs.append(step(runs[-1], jax.tree.map(itemgetter(number), moves)))
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *runs[1:])
 
 
 @pytest.mark.parametrize(
@@ -193,8 +205,8 @@ def test_dpmpp_2m_equals_the_paper(x64, eta):
             x_i = x_i + sigmas[i + 1] * np.sqrt(-np.expm1(-2 * eta * h)) * draws[i]
         before = x0
         xs.append(x_i)
-    trajectory = sample_trajectory(gaussian, x, jnp.asarray(sigmas), DPMpp2M(eta=eta), KEY)
-    np.testing.assert_allclose(trajectory.x, np.stack(xs), rtol=1e-9, atol=1e-10)
+    kept = trajectory(gaussian, x, jnp.asarray(sigmas), DPMpp2M(eta=eta))
+    np.testing.assert_allclose(kept.x, np.stack(xs), rtol=1e-9, atol=1e-10)
 
 
 def initial_noise_of_step(step, x):
@@ -266,11 +278,11 @@ def test_ddim_is_euler(x64):
 @pytest.mark.parametrize("name", ["heun", "dpmpp_2m_sde"])
 def test_trajectory(name):
     x, sigmas = noise(0) * 20.0, Karras(sigma_max=20.0)(6)
-    kept = jax.jit(lambda x: sample_trajectory(gaussian, x, sigmas, SAMPLERS[name], KEY))(x)
-    assert kept.x.shape == kept.denoised.shape == (6, *x.shape)
+    kept = trajectory(gaussian, x, sigmas, SAMPLERS[name])
+    assert kept.x.shape == kept.x0.shape == (6, *x.shape)
     np.testing.assert_allclose(kept.x[-1], run(SAMPLERS[name], sigmas, x=x), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(kept.denoised[0], gaussian(x, jnp.full(4, 20.0)), rtol=1e-6)
-    np.testing.assert_allclose(kept.denoised[3], gaussian(kept.x[2], jnp.full(4, sigmas[3])), rtol=1e-5)
+    np.testing.assert_allclose(kept.x0[0], gaussian(x, jnp.full(4, 20.0)), rtol=1e-6)
+    np.testing.assert_allclose(kept.x0[3], gaussian(kept.x[2], jnp.full(4, sigmas[3])), rtol=1e-5)
 
 
 @pytest.mark.skipif(not GOLDENS.is_dir(), reason="set SVDJAX_GOLDENS to the recorded cases")
@@ -290,7 +302,7 @@ def test_euler_and_linear_guidance_equal_the_reference():
 
     guided_denoise = guided(denoise, LinearGuidance(1.0, 2.5), jnp.zeros(1), jnp.zeros(1))
     x = channels_last(golden["noise"]) * jnp.sqrt(1 + sigmas[0] ** 2)
-    kept = sample_trajectory(guided_denoise, x, sigmas, Euler(), KEY)
+    kept = trajectory(guided_denoise, x, sigmas, Euler())
     expected = np.stack([channels_last(a) for a in golden["latents"]])
     for ours, theirs in zip(kept.x, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-6 * np.abs(theirs).max())
@@ -301,12 +313,12 @@ def network(x, c_noise, cond):
     return jnp.tanh(0.5 * jnp.roll(x, 1, axis=1) + column(cond)) * column(jnp.cos(c_noise))
 
 
-@partial(jax.jit, static_argnames=("name", "on_step"))
-def sample_videos(name, index, cond, on_step=None):
+@partial(jax.jit, static_argnames="name")
+def sample_videos(name, index, cond):
     x = initial_noise(jax.random.key(1), index, (3, 4, 4, 2), 20.0)
     sigmas = Karras(sigma_max=20.0)(4)
     denoise = guided(Denoiser(network, VPrediction()), LinearGuidance(1.0, 2.0), cond, jnp.zeros_like(cond))
-    return sample(denoise, x, sigmas, SAMPLERS[name], KEY, index=index, on_step=on_step)
+    return sample(denoise, x, sigmas, SAMPLERS[name], KEY, index=index)
 
 
 INDEX, COND = np.arange(8), np.linspace(-1, 1, 8, dtype=np.float32)
@@ -328,15 +340,10 @@ def test_a_video_does_not_depend_on_its_batch(name):
 def test_sharded_batch_gives_the_same_videos(name, axis):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType[axis],))
     over_devices = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    steps = []
-    sharded = sample_videos(
-        name, jax.device_put(INDEX, over_devices), jax.device_put(COND, over_devices), steps.append
-    )
-    jax.effects_barrier()
+    sharded = sample_videos(name, jax.device_put(INDEX, over_devices), jax.device_put(COND, over_devices))
     assert len(sharded.sharding.device_set) == 8
     assert not sharded.sharding.is_fully_replicated
     np.testing.assert_allclose(sharded, sample_videos(name, INDEX, COND), rtol=1e-5, atol=1e-5)
-    assert sorted(steps) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -349,7 +356,7 @@ def test_every_step_and_video_has_its_own_noise():
     """With D = x, the ancestral noise is all that moves x."""
     sigmas = jnp.linspace(1.0, 0.4, 4)
     x = jnp.zeros((3, 2, 4, 4, 2))
-    kept = sample_trajectory(lambda x, sigma: x, x, sigmas, EulerAncestral(), KEY)
+    kept = trajectory(lambda x, sigma: x, x, sigmas, EulerAncestral())
     moves = np.diff(np.concatenate([x[None], kept.x]), axis=0).reshape(9, -1)
     assert np.abs(np.corrcoef(moves) - np.eye(9)).max() < 0.6
 

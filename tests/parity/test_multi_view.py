@@ -23,7 +23,7 @@ from svdjax.conversion.source import load_model
 from svdjax.conversion.tensors import Tensor
 from svdjax.conversion.unet import unet_table
 from svdjax.conversion.vae import vae_table
-from svdjax.sampling.pipeline import Pipeline, Settings
+from svdjax.sampling.pipeline import Branches, Pipeline, Settings
 from tests.conversion.tiny import OPTIONS, tiny_config
 from tests.parity.reference import float64_sinusoids, relative, tensors
 from tests.parity.test_clip import vision_reference
@@ -159,8 +159,9 @@ def test_picture_to_views(case):
 
     def ours(model, request):
         cond = pipeline.task.condition(model, request, VIEWS)
-        latents = pipeline.sample(model, cond, request, jnp.arange(2))
-        return cond, latents, pipeline.decode(model, latents)
+        branches = Branches(cond=cond, uncond=pipeline.task.unconditional(model, cond))
+        latents = pipeline.sample(model, jnp.uint32(0), branches, jnp.arange(2))
+        return cond, latents, pipeline.decode(model, (), latents)
 
     def given_noise(key, videos, shape, sigma):
         return jnp.asarray(noise) * jnp.sqrt(1 + sigma**2)

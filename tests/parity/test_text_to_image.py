@@ -112,9 +112,9 @@ def test_float64_within_1e9_of_diffusers(tmp_path, x64, prediction, sampler, sch
 
     def ours(state, request):
         model, videos = nnx.merge(graph, state), jnp.arange(len(PROMPTS))
-        cond = pipeline.condition(model, request, videos)
-        latents = pipeline.sample(model, cond, request, videos)
-        return cond.context, latents[:, 0], pipeline.decode(model, latents)[:, 0]
+        branches = pipeline.condition(model, jnp.uint32(0), request, videos)
+        latents = pipeline.sample(model, jnp.uint32(0), branches, videos)
+        return branches.cond.context, latents[:, 0], pipeline.decode(model, (), latents)[:, 0]
 
     def given_noise(key, videos, shape, sigma):
         assert (len(videos), *shape) == (noise.shape[0], 1, *noise.shape[1:])

@@ -4,8 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from svdjax.cli import main
@@ -73,7 +75,7 @@ def pictures(count):
 
 @pytest.mark.slow
 def test_a_video_does_not_depend_on_its_neighbours_or_on_the_devices(model):
-    """Video 1 of a pair on two devices, of a single run, and of eleven on eight devices, is the same video."""
+    """The first two of eleven on eight devices are those of a pair on two devices."""
     images, calls = pictures(11), []
     settings = Settings(defaults=DEFAULTS, seed=5, sampler="euler_ancestral")
     pipeline = Pipeline(model, settings, on_step=calls.append)
@@ -84,6 +86,28 @@ def test_a_video_does_not_depend_on_its_neighbours_or_on_the_devices(model):
     np.testing.assert_array_equal(many[:2], pair)
     # The ninth video runs in the second group, on the first device.
     assert not np.array_equal(many[8], many[0])
+
+
+def test_programs_are_kept_for_other_seeds_and_numbers_of_steps(model, tmp_path):
+    """A second start finds all of them, whatever it asks for of these. (JAX keeps none that calls the host.)"""
+    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        for name, value in zip(options, (str(tmp_path), 0), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        kept = []
+        for seed, steps in ((1, 2), (2, 3)):
+            defaults = dataclasses.replace(DEFAULTS, steps=steps)
+            calls = []
+            Pipeline(model, Settings(defaults=defaults, seed=seed), on_step=calls.append)(images=pictures(1))
+            assert calls == list(range(1, steps + 1))
+            kept.append({path.name for path in tmp_path.glob("jit_run-*-cache")})
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    assert kept[0] == kept[1] and len(kept[0]) == 4
 
 
 @pytest.mark.slow
@@ -133,7 +157,7 @@ def test_options_lie_over_the_checkpoints_defaults():
         ({"num_videos": 0}, "--num-videos 0"),
         ({"fps": 0.0}, "--fps 0"),
         ({"motion_bucket": 256.0}, "--motion-bucket 256"),
-        ({"seed": 2**63}, "--seed 9223372036854775808"),
+        ({"seed": 2**32}, "--seed 4294967296"),
         ({"seed": -1}, "--seed -1"),
         ({"noise_aug": float("nan")}, "--noise-aug nan"),
         ({"guidance": (1.0, float("inf"))}, "--guidance"),
@@ -222,10 +246,10 @@ def test_each_video_is_written_when_it_is_finished(checkpoint, photo, tmp_path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{number}" for number in range(8)]
 
 
-def test_the_bar_counts_every_step_of_every_device(model):
+def test_the_bar_counts_the_steps_that_all_devices_go_together(model):
     pipeline = Pipeline(model, Settings(defaults=DEFAULTS, per_device=2))
-    # Five devices with two videos each; with nine videos the last one is filled up.
-    assert [pipeline.step_calls(count) for count in (1, 9, 16, 17)] == [2, 10, 16, 32]
+    # Eight devices with two videos each go a step together; DEFAULTS have two steps.
+    assert [pipeline.step_calls(count) for count in (1, 9, 16, 17)] == [2, 2, 2, 4]
 
 
 def test_the_released_models_want_multiples_of_64():

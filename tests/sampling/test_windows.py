@@ -11,7 +11,7 @@ from svdjax.diffusion.noise import Karras, initial_noise
 from svdjax.diffusion.samplers import SAMPLERS, sample
 from svdjax.models.svd import SVD
 from svdjax.sampling.images import to_uint8
-from svdjax.sampling.pipeline import Pipeline, Settings
+from svdjax.sampling.pipeline import Pipeline, Settings, keys_of
 from svdjax.sampling.windows import Before
 from svdjax.tasks import ImageToVideo
 from tests.training.tiny import MODEL
@@ -33,8 +33,8 @@ def test_a_window_begins_with_what_it_is_given(name):
         return jnp.zeros_like(x)
 
     with jax.disable_jit():
-        held, start = before.hold(denoise, noise, sigmas[0])
-        made = sample(held, start, sigmas, SAMPLERS[name], key)
+        start = before.start(noise, sigmas[0])
+        made = sample(before.hold(denoise), start, sigmas, SAMPLERS[name], key)
     np.testing.assert_allclose(made[:, :OVERLAP], last[:, -OVERLAP:], atol=1e-5)
     np.testing.assert_allclose(made[:, OVERLAP:], 0, atol=1e-5)
     x, sigma = seen[0]
@@ -48,12 +48,22 @@ def test_a_window_begins_with_what_it_is_given(name):
 def test_the_first_window_has_nothing_before_it():
     before, key = Before.nothing(2, SHAPE, OVERLAP), jax.random.key(3)
     noise = initial_noise(key, jnp.arange(2), SHAPE, 40.0)
-    held, start = before.hold(lambda x, sigma: 2 * x, noise, jnp.asarray(40.0))
-    np.testing.assert_array_equal(start, noise)
+    held = before.hold(lambda x, sigma: 2 * x)
+    np.testing.assert_array_equal(before.start(noise, jnp.asarray(40.0)), noise)
     np.testing.assert_array_equal(held(noise, jnp.full(2, 40.0)), 2 * noise)
     assert before.key(key) == key
     numbers = {int(jax.random.bits(before.after(noise).key(key))), int(jax.random.bits(key))}
     assert len(numbers) == 2, "each window has noise of its own"
+
+
+def test_no_window_starts_from_the_noise_of_a_step():
+    """Step w of the first window and the start of window w would both be the w-th of a key."""
+    _, start, steps = keys_of(jnp.uint32(3))
+    before, keys = Before.nothing(1, SHAPE, OVERLAP), []
+    for _ in range(3):
+        keys += [before.key(start), *(jax.random.fold_in(before.key(steps), step) for step in range(3))]
+        before = before.after(jnp.zeros((1, *SHAPE)))
+    assert len({int(jax.random.bits(key)) for key in keys}) == len(keys) == 12
 
 
 def test_three_windows_of_an_animated_picture_go_on_from_each_other(monkeypatch):
