@@ -48,12 +48,27 @@ def _dispatch(name: str, argv: Sequence[str]) -> object:
     return module.run(tyro.cli(getattr(module, options), args=argv, prog=f"svdjax {name}"))
 
 
+_MAKE_SMALLER = (
+    "when sampling, give smaller --height and --width, fewer --frames, --per-device 1 or --chunk 1; when training, "
+    "smaller batches (in more parts: accumulate), more remat or more fsdp"
+)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
 def guard(command: Callable[[], object]) -> int:
     """Call a command and turn its outcome into an exit code; its own one if it returns an integer."""
     try:
         result = command()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # JAX's own is one; naming it would import JAX for every --help
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"error: too little memory on the device: {_MAKE_SMALLER} ({_first_line(error)})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

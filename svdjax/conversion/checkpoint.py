@@ -11,6 +11,8 @@ from svdjax.errors import UserError, check_keys
 from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD, SVDConfig
 
+CONFIG_KEY = "svdjax_config"  # in the metadata of the files that we write in PyTorch's formats
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -73,13 +75,17 @@ def shapes_of(config: SVDConfig) -> SVD:
     return abstract(SVD, config)
 
 
-def check_heads(what: str, config: SVDConfig, options: Options) -> None:
-    """Compare what the user says about attention heads with a configuration that came with the weights.
+def check_said(what: str, config: SVDConfig, options: Options) -> None:
+    """Compare what the user says with a configuration that came with the weights.
 
     Raises:
         UserError: they differ.
     """
-    said = {"--head-dim": (options.head_dim, config.unet.head_dim)}
+    prediction = "eps" if config.preconditioning == "discrete_eps" else "v"
+    said: dict[str, tuple] = {
+        "--head-dim": (options.head_dim, config.unet.head_dim),
+        "--prediction": (options.prediction, prediction),
+    }
     if tower := config.image_encoder or config.text_encoder:
         said["--clip-heads"] = (options.clip_heads, tower.heads)
     for name, (given, stated) in said.items():

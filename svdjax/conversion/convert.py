@@ -1,5 +1,6 @@
 """The command ``svdjax convert``: checkpoints, one tensor in memory at a time, and LoRA files, into any format."""
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,13 +10,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from svdjax.conversion.checkpoint import Checkpoint, Options
-from svdjax.conversion.diffusers import write_diffusers
+from svdjax.conversion.checkpoint import CONFIG_KEY, Checkpoint, Options
+from svdjax.conversion.diffusers import COMPONENTS, DIFFUSERS_FILES, TEXT_FOLDERS, write_diffusers
 from svdjax.conversion.lora import convert_lora, is_lora
-from svdjax.conversion.native import write_native_file, write_native_folder
+from svdjax.conversion.native import NATIVE_FILES, write_native_file, write_native_folder
 from svdjax.conversion.output import finished
 from svdjax.conversion.safetensors_file import write_safetensors
-from svdjax.conversion.sgm import CONFIG_KEY, write_sgm
+from svdjax.conversion.sgm import write_sgm
 from svdjax.conversion.source import locate, open_checkpoint
 from svdjax.conversion.tensors import Progressed, dtype_named
 from svdjax.errors import UserError
@@ -78,6 +79,7 @@ def convert(
         raise UserError(f"{destination}: only local paths can be written: convert, then copy it there")
     options = options or Options()
     path = locate(source, options.variant)
+    check_destination(path, destination)
     if is_lora(path):
         _refuse_options(path, options)
         convert_lora(path, destination, style=to, dtype=target, overwrite=overwrite)
@@ -94,6 +96,24 @@ def convert(
         bar.update(task, completed=checkpoint.nbytes)
     _print_notices(console, notices)
     return destination
+
+
+def check_destination(source: Path, destination: Path) -> None:
+    """See that what a conversion would replace is at most an older file, or a folder like those that it writes.
+
+    Raises:
+        UserError: it holds the source, or other files.
+    """
+    place, read = Path(os.path.abspath(destination)), source.resolve()
+    if not place.name or place.resolve() in (read, *read.parents):
+        raise UserError(f"{destination}: holds the source: choose another destination")
+    if not place.is_dir():
+        return
+    ours = (*COMPONENTS, *TEXT_FOLDERS, *DIFFUSERS_FILES) if (place / "model_index.json").exists() else NATIVE_FILES
+    if foreign := sorted(path.name for path in place.iterdir() if path.name not in ours):
+        raise UserError(
+            f"{destination}: a folder with other files in it ({foreign[0]}): choose another destination"
+        )
 
 
 def run(args: Convert) -> None:

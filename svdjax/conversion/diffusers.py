@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from svdjax.conversion.checkpoint import (
+    CONFIG_KEY,
     Checkpoint,
     Options,
     check_has_counterpart,
-    check_heads,
     check_params,
+    check_said,
     summary,
 )
 from svdjax.conversion.clip import classic_keys, clip_text_table, clip_vision_table, diffusers_text_config
@@ -33,6 +34,7 @@ COMPONENTS = {
 }
 # What else a folder holds: small texts that are carried along, so that writing the folder again changes nothing.
 TEXT_FOLDERS = ("scheduler", "feature_extractor", "tokenizer")
+DIFFUSERS_FILES = ("model_index.json",)
 # How the VAEs of 2022 name the projections of their attention.
 _OLD_VAE_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -56,17 +58,32 @@ def read_diffusers(folder: Path, options: Options) -> Checkpoint:
     what = str(folder)
     files = _texts(folder)
     config = read_config(files, what)
-    check_heads(what, config, options)
     names = list(tables(config))
     variant = options.variant if options.variant is not None else _common_variant(folder, names)
+    config = _as_written(config, _single(folder, "unet", variant), what)
+    check_said(what, config, options)
     params: dict[str, Tensor] = {}
     notices = [] if not variant else [f"reading the {variant} files"]
     for name, table in tables(config).items():
-        tensors, dropped = _classic(name, _component(folder / name, COMPONENTS[name], variant))
+        tensors, dropped = _classic(name, _component(folder, name, variant))
         notices += [summary(f"{name}: left out, no weights of the model", dropped)] if dropped else []
         params |= to_ours(table, tensors, what=f"{what}/{name}")
     check_params(what, config, params)
     return Checkpoint(what=what, config=config, params=params, files=files, notices=tuple(notices))
+
+
+def _as_written(config: SVDConfig, unet: Path, what: str) -> SVDConfig:
+    """The configuration that we wrote with the weights, if the folder still says what we wrote beside it.
+
+    Diffusers' files have no place for some of it: group-norm epsilons, sizes and guidance of samples.
+    """
+    metadata = read_safetensors(unet)[1] if unet.is_file() else {}
+    if CONFIG_KEY not in metadata:
+        return config
+    written = SVDConfig.from_json(metadata[CONFIG_KEY], where=str(unet))
+    if read_config(write_configs(written), what) != config:
+        return config
+    return replace(written, text_encoder=config.text_encoder)  # without the layer that the folder leaves out
 
 
 def _texts(folder: Path) -> dict[str, str]:
@@ -101,10 +118,16 @@ def _common_variant(folder: Path, names: list[str]) -> str:
     )
 
 
-def _component(folder: Path, stem: str, variant: str) -> dict[str, Tensor]:
+def _single(folder: Path, name: str, variant: str) -> Path:
+    """Where a component's weights are if they are one file."""
     dotted = f".{variant}" if variant else ""
-    single = folder / f"{stem}{dotted}.safetensors"
-    index = folder / f"{stem}.safetensors.index{dotted}.json"
+    return folder / name / f"{COMPONENTS[name]}{dotted}.safetensors"
+
+
+def _component(folder: Path, name: str, variant: str) -> dict[str, Tensor]:
+    single = _single(folder, name, variant)
+    folder, dotted = single.parent, f".{variant}" if variant else ""
+    index = folder / f"{COMPONENTS[name]}.safetensors.index{dotted}.json"
     if single.is_file():
         return read_safetensors(single)[0]
     if not index.is_file():
@@ -163,6 +186,12 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path, progress: Progressed) 
         raise UserError(
             f"{checkpoint.what}: diffusers' video UNet needs vector conditioning: choose --to sgm or svdjax"
         )
+    if config.preconditioning.startswith("discrete") == config.unet.temporal:
+        kind = "video" if config.unet.temporal else "image"
+        raise UserError(
+            f"{checkpoint.what}: diffusers has no pipeline for an {kind} model trained on noise levels as this one "
+            f'is (preconditioning "{config.preconditioning}") and would sample it wrongly: choose --to svdjax'
+        )
     parts = tables(config)
     for name, text in _texts_for(checkpoint).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +200,8 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path, progress: Progressed) 
         wanted = {path for row in table for path in row.ours}
         mine = {path: tensor for path, tensor in checkpoint.params.items() if path in wanted}
         tensors = to_theirs(table, mine, what=f"{checkpoint.what}/{name}")
-        write_safetensors(folder / name / f"{COMPONENTS[name]}.safetensors", tensors, {"format": "pt"}, progress)
+        metadata = {"format": "pt"} | ({CONFIG_KEY: config.to_json()} if name == "unet" else {})
+        write_safetensors(_single(folder, name, ""), tensors, metadata, progress)
     kept = {path for table in parts.values() for row in table for path in row.ours}
     return _notices(checkpoint, [path for path in checkpoint.params if path not in kept])
 

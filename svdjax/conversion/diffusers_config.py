@@ -108,7 +108,13 @@ def _preset(unet: Fields, scheduler: Fields | None, text: bool) -> SVDConfig:
     scalars = tuple((name, size * width // 256) for name, size in preset.scalars)
     if sum(size for _, size in scalars) != total:
         raise UserError(f"{unet.where}: {total} channels of vector conditioning fit no known task")
-    return replace(preset, scalars=scalars, defaults=replace(preset.defaults, frames=unet.get("num_frames")))
+    levels = {
+        name: float(scheduler.get(name, float))
+        for name in ("sigma_min", "sigma_max")
+        if scheduler is not None and scheduler.values.get(name) is not None
+    }
+    defaults = replace(preset.defaults, frames=unet.get("num_frames"), **levels)
+    return replace(preset, scalars=scalars, defaults=defaults)
 
 
 def _unet(config: Fields, temporal: bool) -> UNetConfig:

@@ -34,6 +34,7 @@ from svdjax.typing import Array
 FORMAT = "svdjax"
 EXTRAS = "extras."
 _WEIGHTS = "weights"
+NATIVE_FILES = ("config.json", "files.json", CONTENTS, _WEIGHTS)  # of a directory
 _CARRIED = re.compile(r"([a-z_]+/)?\w[\w.-]*")  # such texts are written later on: no path may lead elsewhere
 # Bytes at a time. Orbax holds about four times as much while it reads; many small calls cost it time.
 _WRITTEN_AT_ONCE, _READ_AT_ONCE = 256 * 2**20, 64 * 2**20

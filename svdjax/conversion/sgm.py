@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from svdjax.conversion.checkpoint import (
+    CONFIG_KEY,
     Checkpoint,
     Options,
     check_has_counterpart,
-    check_heads,
     check_params,
+    check_said,
     summary,
 )
 from svdjax.conversion.clip import clip_text_table, clip_vision_table
@@ -43,7 +44,6 @@ VISION = "conditioner.embedders.0.open_clip.model."
 LDM_TEXT = "cond_stage_model.model."
 SGM_TEXT = "conditioner.embedders.0.model."
 _XT = re.compile(r"(^|[_-])xt([_-]|$)", re.IGNORECASE)  # svd_xt, svd_xt_1_1, svd_xt_image_decoder
-CONFIG_KEY = "svdjax_config"  # in the metadata of the files that we write
 
 # Keys of the original files that are no weights: constants of the noise schedule, buffers, and averaged copies of
 # weights (which hold the same parameters a second time under mangled names).
@@ -138,7 +138,7 @@ def read_sgm(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options
     layout = Layout.found(weights)
     if CONFIG_KEY in metadata:
         config = SVDConfig.from_json(metadata[CONFIG_KEY], where=what)
-        check_heads(what, config, options)
+        check_said(what, config, options)
     else:
         config = _infer({key: tensor.shape for key, tensor in weights.items()}, layout, options, what)
         notices += _assumptions(config, options)

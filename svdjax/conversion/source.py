@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from svdjax.conversion.checkpoint import Checkpoint, Options, check_heads, shapes_of
+from svdjax.conversion.checkpoint import Checkpoint, Options, check_said, shapes_of
 from svdjax.conversion.diffusers import read_diffusers
 from svdjax.conversion.native import FORMAT, is_native_folder, read_native_file, read_native_folder
 from svdjax.conversion.remote import fetch_address, fetch_repo, is_address, is_repo
@@ -36,6 +36,8 @@ def open_checkpoint(source: str | Path, options: Options | None = None) -> Check
     """
     options = options or Options()
     path = locate(source, options.variant)
+    if options.variant and not (path / "unet").is_dir():
+        raise UserError(f"--variant {options.variant}: {path} is no diffusers folder: leave it out")
     return _open_folder(path, options) if path.is_dir() else _open_file(path, options)
 
 
@@ -62,7 +64,7 @@ def locate(source: str | Path, variant: str | None = None) -> Path:
 def _open_folder(folder: Path, options: Options) -> Checkpoint:
     if is_native_folder(folder):
         checkpoint = read_native_folder(folder)
-        check_heads(checkpoint.what, checkpoint.config, options)
+        check_said(checkpoint.what, checkpoint.config, options)
         return checkpoint
     if (folder / "model_index.json").is_file() or (folder / "unet").is_dir():
         return read_diffusers(folder, options)
@@ -90,7 +92,7 @@ def _open_file(path: Path, options: Options) -> Checkpoint:
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") == FORMAT:
         checkpoint = read_native_file(tensors, metadata, str(path))
-        check_heads(checkpoint.what, checkpoint.config, options)
+        check_said(checkpoint.what, checkpoint.config, options)
         return checkpoint
     return read_sgm(tensors, metadata, options, str(path))
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from svdjax.conversion.checkpoint import Options
 from svdjax.conversion.source import load_model, open_checkpoint
 from svdjax.data.video import check_replaceable, write_video
+from svdjax.diffusion.guidance import NoGuidance
 from svdjax.errors import UserError
 from svdjax.models.svd import SVDConfig
 from svdjax.models.tokenizer import encode
@@ -20,7 +21,7 @@ from svdjax.sampling.bundled import bundled_checkpoint
 from svdjax.sampling.inputs import reader_of
 from svdjax.sampling.loras import apply_loras
 from svdjax.sampling.options import Sample, resolve
-from svdjax.sampling.pipeline import Pipeline, Settings, check_context
+from svdjax.sampling.pipeline import Pipeline, Settings, check_context, guidance_of, own_schedule, schedule_of
 from svdjax.tasks import task_of
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -34,9 +35,9 @@ def output_paths(names: Sequence[str], args: Sample, ending: str) -> list[Path]:
         ending: suffix of the files, with its dot; "" for folders of frames.
 
     Raises:
-        UserError: two videos would get one name, or a video's name is that of something else.
+        UserError: two videos would get one name, or a video's name is that of its own input or of something else.
     """
-    paths = []
+    paths, read = [], {path.resolve() for path in (*args.photos, args.prompts) if path is not None}
     for index, name in enumerate(names):
         unique = name if names.count(name) == 1 else f"{name}-{index}"
         for number in range(args.num_videos):
@@ -44,6 +45,8 @@ def output_paths(names: Sequence[str], args: Sample, ending: str) -> list[Path]:
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"{path}: two videos would have this name: give other names, or make them one by one")
+        if path.resolve() in read:
+            raise UserError(f"{path}: would take the place of what it is made of: choose another folder by --out")
         check_replaceable(path, folder=not ending)
     return paths
 
@@ -74,7 +77,7 @@ def run(args: Sample) -> list[Path]:
     args = dataclasses.replace(args, task=args.task or config.task)
     frames = config.defaults.frames if args.task == config.task else reader.frames or config.defaults.frames
     settings = resolve(args, dataclasses.replace(config.defaults, frames=frames))
-    check_context(config, settings, jax.local_device_count())
+    check_asked(args, config, settings)
     defaults = settings.defaults
     if any(side % config.size_multiple for side in (defaults.height, defaults.width)):
         size = f"{defaults.height}x{defaults.width}"
@@ -107,6 +110,28 @@ def run(args: Sample) -> list[Path]:
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in pipeline.timings.seconds.items())
     console.print(f"{len(paths)} video(s): {stages} (compilation included)")
     return paths
+
+
+def check_asked(args: Sample, config: SVDConfig, settings: Settings) -> None:
+    """See that a model can make what is asked for, and that no option is without effect.
+
+    Raises:
+        UserError: it cannot, or one would be.
+    """
+    defaults = settings.defaults
+    check_context(config, settings, jax.local_device_count())
+    schedule_of(settings.schedule or own_schedule(config), defaults)(defaults.steps)
+    if not config.unet.temporal and defaults.frames != 1:
+        raise UserError(
+            f"--frames {defaults.frames}: {args.checkpoint} makes single pictures: leave it out; --num-videos "
+            "makes several"
+        )
+    if args.motion_bucket is not None and "motion_bucket" not in dict(config.scalars):
+        raise UserError(f"--motion-bucket: means nothing to {args.checkpoint}: leave it out")
+    if args.overlap is not None and args.windows == 1 and args.task != "video_prediction":
+        raise UserError("--overlap: a single window shares no frames with another: give --windows, or leave it out")
+    if args.negative_prompt is not None and isinstance(guidance_of(defaults), NoGuidance):
+        raise UserError("--negative-prompt: has no effect without guidance: leave it out, or --guidance 1 1")
 
 
 def cut_prompt(prompt: str, config: SVDConfig) -> str:

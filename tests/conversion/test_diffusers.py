@@ -26,7 +26,7 @@ from svdjax.conversion.diffusers_config import read_config, write_configs
 from svdjax.conversion.source import open_checkpoint
 from svdjax.errors import UserError
 from svdjax.models.svd import SVDConfig
-from tests.conversion.tiny import OPTIONS, assert_same, tiny_config, write_original
+from tests.conversion.tiny import OPTIONS, assert_same, tiny_checkpoint, tiny_config, write_original
 from tests.parity.tiny import TinySizes, write_tiny_pipeline
 
 SIZES = TinySizes(unet_channels=(32, 64), vae_channels=(32, 64), patch=56)
@@ -216,3 +216,32 @@ def test_a_retrained_model_gets_configurations_that_fit(folder, tmp_path):
     config = replace(checkpoint.config, vae=replace(checkpoint.config.vae, scaling_factor=0.5))
     write_diffusers(replace(checkpoint, config=config), tmp_path / "new", lambda count: None)
     assert json.loads((tmp_path / "new" / "vae" / "config.json").read_text())["scaling_factor"] == 0.5
+
+
+def test_a_folder_that_we_wrote_keeps_what_diffusers_has_no_place_for(tmp_path):
+    config = tiny_config("svd")
+    defaults = replace(config.defaults, height=320, width=576, guidance=(1.0, 3.0), sigma_max=80.0)
+    config = replace(config, unet=replace(config.unet, norm_eps="sgm"), defaults=defaults)
+    write_diffusers(replace(tiny_checkpoint("svd", seed=4), config=config), tmp_path, lambda count: None)
+    assert open_checkpoint(tmp_path).config == config
+    scheduler = tmp_path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"sigma_max": 100.0}))
+    changed = open_checkpoint(tmp_path).config
+    assert (changed.defaults.sigma_max, changed.unet.norm_eps) == (100.0, "diffusers"), "changed: it speaks itself"
+
+
+@pytest.mark.parametrize(("kind", "preconditioning"), [("sd21", "v"), ("svd", "discrete_v")])
+def test_models_that_diffusers_would_sample_wrongly_are_refused(tmp_path, kind, preconditioning):
+    checkpoint = tiny_checkpoint(kind, seed=4)
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, preconditioning=preconditioning))
+    with pytest.raises(UserError, match=rf'preconditioning "{preconditioning}".* choose --to svdjax'):
+        write_diffusers(checkpoint, tmp_path / "out", lambda count: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_a_folder_contradicts_or_has_no_use_for_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="--prediction eps contradicts its configuration, which says v"):
+        open_checkpoint(folder, Options(prediction="eps"))
+    convert(folder, tmp_path / "a.safetensors", to="svdjax")
+    with pytest.raises(UserError, match=r"--variant fp16: .*a\.safetensors is no diffusers folder"):
+        open_checkpoint(tmp_path / "a.safetensors", Options(variant="fp16"))

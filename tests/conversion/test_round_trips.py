@@ -13,6 +13,7 @@ from svdjax.conversion.convert import convert
 from svdjax.conversion.native import save_native
 from svdjax.conversion.safetensors_file import read_safetensors
 from svdjax.conversion.source import load_model, open_checkpoint
+from svdjax.errors import UserError
 from svdjax.models.params import flat_params
 from tests.conversion.tiny import KINDS, OPTIONS, assert_same, tiny_config, write_original
 from tests.parity.tiny import TinySizes, write_tiny_pipeline
@@ -140,3 +141,25 @@ def test_heads_come_from_the_options(tmp_path):
     source = write_original(tmp_path / "a.safetensors", "svd", seed=8)
     config = open_checkpoint(source, Options(head_dim=16, clip_heads=8)).config
     assert config.unet.head_dim == 16 and config.image_encoder.heads == 8
+
+
+def test_a_conversion_replaces_nothing_but_what_conversions_write(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    source = write_original(tmp_path / "models" / "a.safetensors", "svd", seed=1)
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("precious")
+    monkeypatch.chdir(tmp_path / "papers")
+    for destination, says in (
+        (tmp_path / "models", "holds the source"),
+        (source, "holds the source"),
+        (tmp_path / "papers", r"other files in it \(thesis.txt\)"),
+        (Path(), r"other files in it \(thesis.txt\)"),
+        (Path("/"), "holds the source"),
+    ):
+        for to in ("diffusers", "svdjax", "sgm"):
+            with pytest.raises(UserError, match=says):
+                convert(source, destination, to=to, options=OPTIONS, overwrite=True)
+    assert source.exists() and (tmp_path / "papers" / "thesis.txt").read_text() == "precious"
+    for to in ("diffusers", "svdjax", "diffusers", "sgm"):
+        convert(source, tmp_path / "made", to=to, options=OPTIONS, overwrite=True)
+    assert (tmp_path / "made").is_file()

@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-from svdjax.cli import main
+from svdjax.cli import guard, main
 from svdjax.conversion.native import save_native
 from svdjax.data.video import read_metadata
 from svdjax.errors import UserError
@@ -18,7 +18,7 @@ from svdjax.models.clip_vision import CLIPVisionConfig
 from svdjax.models.svd import SVD, SamplingDefaults, SVDConfig
 from svdjax.models.unet import UNetConfig
 from svdjax.models.vae import VAEConfig
-from svdjax.sampling.command import ending_of, output_paths
+from svdjax.sampling.command import check_asked, ending_of, output_paths
 from svdjax.sampling.options import Sample, resolve
 from svdjax.sampling.pipeline import Pipeline, Settings, guidance_of
 from tests.weights import random_model
@@ -176,6 +176,7 @@ def test_values_out_of_range_are_named(options, named):
         (("--checkpoint", "nowhere/at/all.safetensors"), "not a local path"),
         (("--frames", "0"), "must be at least 1"),
         (("--context", "9"), "--context 9: must be from 1 to 8"),
+        (("--overlap", "3"), "--overlap: a single window shares no frames"),
         (("--out", "/dev/null/videos"), "cannot write"),
     ],
 )
@@ -185,6 +186,32 @@ def test_mistakes_end_with_code_2_and_one_line(checkpoint, photo, capsys, argv, 
     assert command("sample", *argv) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and says in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "says"),
+    [
+        (SVDConfig.sd21(), {"frames": 14}, "--frames 14: any makes single pictures"),
+        (SVDConfig.sd21(), {"frames": 1, "steps": 1000}, "1000"),
+        (SVDConfig.sd21(), {"frames": 1, "negative_prompt": "no", "guidance": (1.0, 1.0)}, "no effect without"),
+        (SVDConfig.sv3d_p(), {"motion_bucket": 9.0}, "--motion-bucket: means nothing to any"),
+    ],
+)
+def test_what_a_model_cannot_do_is_said_before_its_weights_are_read(config, options, says):
+    args = Sample(checkpoint="any", **options)
+    with pytest.raises(UserError, match=says):
+        check_asked(args, config, resolve(args, config.defaults))
+
+
+def test_too_little_memory_is_one_line(capsys):
+    def full():
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmuch more")
+
+    assert guard(full) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: too little memory on the device") and line.endswith("allocate 9 bytes.)")
+    with pytest.raises(RuntimeError, match="something else"):
+        guard(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
 
 
 def test_unknown_commands_are_answered_with_a_suggestion(capsys):
@@ -202,6 +229,10 @@ def test_photos_of_one_name_do_not_overwrite_each_other():
 def test_videos_that_would_overwrite_something_are_refused_at_once(tmp_path):
     with pytest.raises(UserError, match=r"cat-0\.mp4: two videos would have this name"):
         output_paths(["cat", "cat", "cat-0"], Sample(), ".mp4")
+    clip = tmp_path / "clip.mp4"
+    with pytest.raises(UserError, match=r"clip\.mp4: would take the place of what it is made of"):
+        output_paths(["clip"], Sample(photos=(clip,), out=tmp_path / "sub" / ".."), ".mp4")
+    assert output_paths(["clip"], Sample(photos=(clip,), out=tmp_path), ".gif") == [tmp_path / "clip.gif"]
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "diary.txt").write_text("mine")
     with pytest.raises(UserError, match=r"cat holds other files \(diary.txt\)"):
