@@ -186,7 +186,10 @@ class Pipeline:
         self.timings = Timings()
         self._on_step = on_step
         self._config = model.config
-        self._graph, self._state = nnx.split(model)
+        graph, state = nnx.split(model)
+        # A list: the thousands of parameters of a tree would be looked at in Python at every call, that is, step.
+        self._weights, tree = jax.tree.flatten(state)
+        self._model_of = lambda weights: nnx.merge(graph, tree.unflatten(weights))
         self._stages_on: dict[int, Sequence[Callable[..., Any]]] = {}
 
     def __call__(self, **inputs: Any) -> UInt8[ndarray, "b t h w 3"]:
@@ -251,9 +254,9 @@ class Pipeline:
             context = self.settings.context
             devices = np.array(jax.local_devices()[: rows * context]).reshape(rows, context)
             mesh = Mesh(devices, ("data", "context"))
-            state = jax.device_put(self._state, NamedSharding(mesh, P()))
+            weights = jax.device_put(self._weights, NamedSharding(mesh, P()))
             self._stages_on[rows] = [
-                self._on_each_row(name, stage, mesh, state)
+                self._on_each_row(name, stage, mesh, weights)
                 for name, stage in (
                     ("condition", self.condition),
                     ("sample", self.start),
@@ -263,7 +266,9 @@ class Pipeline:
             ]
         return self._stages_on[rows]
 
-    def _on_each_row(self, name: str, stage: Callable[..., Any], mesh: Mesh, state: PyTree) -> Callable[..., Any]:
+    def _on_each_row(
+        self, name: str, stage: Callable[..., Any], mesh: Mesh, weights: Sequence[Array]
+    ) -> Callable[..., Any]:
         """Compile a stage to run on every row of devices alone: only the devices of one row communicate.
 
         Args:
@@ -274,16 +279,16 @@ class Pipeline:
         own = {"data"} if mesh.shape["context"] > 1 else set(mesh.axis_names)
 
         @jax.jit
-        def run(state: PyTree, shared: PyTree, *batch: PyTree) -> Any:
-            def local(state: PyTree, shared: PyTree, *batch: PyTree) -> Any:
-                return stage(nnx.merge(self._graph, state), shared, *batch)
+        def run(weights: Sequence[Array], shared: PyTree, *batch: PyTree) -> Any:
+            def local(weights: Sequence[Array], shared: PyTree, *batch: PyTree) -> Any:
+                return stage(self._model_of(weights), shared, *batch)
 
             specs = (P(), P(), *[P("data")] * len(batch))
             return jax.shard_map(
                 local, mesh=mesh, in_specs=specs, out_specs=P("data"), axis_names=own, check_vma=False
-            )(state, shared, *batch)
+            )(weights, shared, *batch)
 
-        return lambda *inputs: self.timings.measure(name, lambda: run(state, *inputs))
+        return lambda *inputs: self.timings.measure(name, lambda: run(weights, *inputs))
 
     def _group(self, request: PyTree, videos: ndarray, stages: Sequence[Callable[..., Any]]) -> ndarray:
         """Sample one group of videos on all devices, window after window."""
