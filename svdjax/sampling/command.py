@@ -108,7 +108,8 @@ def run(args: Sample) -> list[Path]:
     for path in paths:
         print(path)
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in pipeline.timings.seconds.items())
-    console.print(f"{len(paths)} video(s): {stages} (compilation included)")
+    device = jax.local_devices()[0].device_kind
+    console.print(f"{len(paths)} video(s) on {jax.local_device_count()} x {device}: {stages} (with compiling)")
     return paths
 
 

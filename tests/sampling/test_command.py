@@ -139,6 +139,7 @@ def test_the_command_writes_videos_with_their_settings(checkpoint, photo, tmp_pa
     metadata = read_metadata(frames[0])
     assert metadata["seed"] == 3 and metadata["height"] == 18 and metadata["checkpoint"] == str(checkpoint)
     assert json.loads(json.dumps(metadata)) == metadata
+    assert "2 video(s) on 8 x cpu: condition" in printed.err
 
 
 def test_options_lie_over_the_checkpoints_defaults():
