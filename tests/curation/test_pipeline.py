@@ -198,6 +198,21 @@ def test_an_unknown_camera_motion_is_refused_with_those_that_are(whole, capsys):
     assert "'pan lefft'" in said and all(f"'{camera}'" in said for camera in CAMERAS)
 
 
+def test_a_full_disk_ends_the_run_and_is_no_fault_of_the_video(tmp_path):
+    (tmp_path / "film.mp4").write_bytes(film())
+    code = (
+        "import resource, sys; from pathlib import Path; from svdjax.curation.pipeline import Task; "
+        "from svdjax.curation.settings import Settings; from svdjax.curation.sources import find_videos; "
+        "(video,) = find_videos(sys.argv[1:2]); task = Task(out=Path(sys.argv[2]), settings=Settings(text=False)); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); task(video)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "film.mp4"), str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    last = ran.stderr.strip().rpartition("\n")[2]
+    assert "UserError" in last and last.endswith(".mp4: cannot be written (File too large)"), ran.stderr
+    assert not list(tmp_path.glob("out/annotations/*")) and not list(tmp_path.glob("out/clips/*/*.mp4"))
+
+
 def test_one_video_can_be_annotated_alone(tmp_path):
     path = tmp_path / "a film.mp4"
     path.write_bytes(film())
