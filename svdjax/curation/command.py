@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -88,6 +89,7 @@ def run(args: Curate) -> None:
     args.rules.axes()
     for module in ("scenedetect", "cv2", "pyarrow"):
         require(module, "curate")
+    _check_accelerator(args)
     videos = find_videos(args.sources)
     claim(args.out, args.settings)
     logging.basicConfig(format="%(message)s")
@@ -101,6 +103,15 @@ def run(args: Curate) -> None:
         filtering.write(args.out, rows, filtered, args.out / SHARDS, shards=args.shards)
         console.print(write_report(args.out, rows, filtered, args.rules.axes()), markup=False, soft_wrap=True)
     console.print(f"train with --data.train {args.out / SHARDS}")
+
+
+def _check_accelerator(args: Curate) -> None:
+    """The tower that embeds pictures takes all memory of an accelerator, or the whole chip, for its process."""
+    if args.workers and args.settings.clip_image and (backend := jax.default_backend()) != "cpu":
+        raise UserError(
+            f"--workers {args.workers} with --clip-image: several processes cannot share the {backend}: leave out "
+            "--workers, or set JAX_PLATFORMS=cpu"
+        )
 
 
 def annotate(args: Curate, videos: Sequence[SourceVideo], console: Console) -> None:

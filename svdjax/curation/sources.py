@@ -2,16 +2,18 @@
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+from svdjax.conversion.output import finished
 from svdjax.data.decoding import SUFFIXES
-from svdjax.errors import UserError, require
+from svdjax.errors import MissingPackage, UserError, require
 
 _LONGEST = 60  # characters of a readable name
+_AT_ONCE = 1 << 20  # bytes of a URL
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -51,7 +53,7 @@ def local_file(video: SourceVideo, folder: Path) -> Iterator[Path]:
     """The video as a file on this machine: itself, or for a URL a copy in ``folder``, removed afterwards.
 
     Raises:
-        UserError: it is no file, cannot be fetched, or the package for its kind of URL is not installed.
+        UserError: it is no file, cannot be fetched or stored, or the package for its kind of URL is not installed.
     """
     if not _is_url(video.where):
         path = Path(video.where)
@@ -60,22 +62,22 @@ def local_file(video: SourceVideo, folder: Path) -> Iterator[Path]:
         yield path
         return
     copy = folder / f".{video.name}{PurePosixPath(video.where).suffix}"
+    with finished(copy, overwrite=True) as unfinished, unfinished.open("wb") as file:
+        file.writelines(_chunks(video.where))
     try:
-        with _open_url(video.where) as remote, copy.open("wb") as file:
-            shutil.copyfileobj(remote, file)
         yield copy
     finally:
         copy.unlink(missing_ok=True)
 
 
-@contextmanager
-def _open_url(url: str) -> Iterator[object]:
+def _chunks(url: str) -> Iterator[bytes]:
+    """What is at a URL, piece by piece; a full disk where they are written to is no fault of the URL."""
     fsspec = require("fsspec", "gcs")
     try:
         with fsspec.open(url, "rb") as remote:
-            yield remote
+            yield from iter(partial(remote.read, _AT_ONCE), b"")
     except ImportError as error:
-        raise UserError(f"{url}: {error}; for gs:// run `pip install 'svdjax[gcs]'`") from None
+        raise MissingPackage(f"{url}: {error}; for gs:// run `pip install 'svdjax[gcs]'`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{url} cannot be read ({error}): check the address and your access") from None
 

@@ -16,7 +16,8 @@ from svdjax.curation.command import Curate, main, run
 from svdjax.curation.pipeline import Task
 from svdjax.curation.settings import Settings
 from svdjax.curation.sources import SourceVideo, find_videos
-from svdjax.curation.store import read_rows
+from svdjax.curation.store import read_failures, read_notes, read_rows
+from svdjax.data.decoding import probe
 from svdjax.data.opening import open_source
 from svdjax.errors import UserError
 from svdjax.evaluation.camera import CAMERAS
@@ -211,6 +212,46 @@ def test_a_full_disk_ends_the_run_and_is_no_fault_of_the_video(tmp_path):
     last = ran.stderr.strip().rpartition("\n")[2]
     assert "UserError" in last and last.endswith(".mp4: cannot be written (File too large)"), ran.stderr
     assert not list(tmp_path.glob("out/annotations/*")) and not list(tmp_path.glob("out/clips/*/*.mp4"))
+
+
+def task_and_video(folder, settings):
+    """A task, and a video of 4.8 s for it."""
+    (folder / "film.mp4").write_bytes(film(48))
+    (video,) = find_videos([str(folder / "film.mp4")])
+    return Task(out=folder / "out", settings=settings), video
+
+
+def test_what_is_missing_on_a_machine_is_no_fault_of_the_video(tmp_path):
+    task, video = task_and_video(tmp_path, Settings(text=False, clip_image=str(tmp_path / "nowhere.safetensors")))
+    with pytest.raises(UserError, match=r"nowhere\.safetensors"):
+        task(video)
+    assert not list(tmp_path.glob("out/annotations/*"))
+
+
+def test_a_stage_that_fails_leaves_the_video_to_the_next_run_and_a_bad_clip_is_noted(tmp_path, monkeypatch):
+    task, video = task_and_video(tmp_path, Settings(text=False, longest=3.0))
+
+    def fails(*seen):
+        raise UserError("it fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("svdjax.curation.pipeline.open_stages", lambda settings: ({"fails": fails}, []))
+        task(video)
+    assert not task.is_done(video) and [f["error"] for f in read_failures(tmp_path / "out")] == ["it fails"]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "svdjax.curation.pipeline.probe", lambda file: fails() if "_000000" in file.name else probe(file)
+        )
+        task(video)
+    (row,) = read_rows(tmp_path / "out")
+    assert files(tmp_path / "out") == [row["file"]] and row["start"] > 2
+    assert read_notes(tmp_path / "out") == {video.name: ["it fails"]} and not read_failures(tmp_path / "out")
+
+
+def test_processes_that_would_share_an_accelerator_are_refused(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+    with pytest.raises(UserError, match="--workers 2 with --clip-image: several processes cannot share the tpu"):
+        run(Curate(sources=(str(videos),), out=tmp_path, workers=2, settings=Settings(clip_image="svd")))
 
 
 def test_one_video_can_be_annotated_alone(tmp_path):

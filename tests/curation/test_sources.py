@@ -59,6 +59,9 @@ def test_a_url_is_copied_for_the_time_it_is_needed(tmp_path):
     with local_file(video, tmp_path) as path:
         assert path != film and path.read_bytes() == film.read_bytes()
     assert not path.exists() and film.exists()
+    with pytest.raises(UserError, match="cannot be written") as raised, local_file(video, film):
+        pass
+    assert isinstance(raised.value.__cause__, OSError)  # no fault of the video
     gone = SourceVideo(name="gone", where=f"file://{tmp_path}/gone.mp4")
     with pytest.raises(UserError, match="cannot be read"), local_file(gone, tmp_path):
         pass
