@@ -14,9 +14,9 @@ from svdjax.curation.clip import Annotate, ClipFrames, look
 from svdjax.curation.clipping import Span, plan, write_clip
 from svdjax.curation.scan import Scan, scan
 from svdjax.curation.settings import Settings
-from svdjax.curation.sources import SourceVideo, local_file
+from svdjax.curation.sources import Origin, SourceVideo, local_file
 from svdjax.curation.stages import open_stages
-from svdjax.curation.store import rows_file, write_failure, write_rows
+from svdjax.curation.store import read_origin, rows_file, write_failure, write_rows
 from svdjax.data.decoding import VideoInfo, probe
 from svdjax.errors import Unavailable, UserError
 
@@ -33,8 +33,16 @@ class Task:
     settings: Settings
 
     def is_done(self, video: SourceVideo) -> bool:
-        """Whether the rows of a video are there."""
-        return rows_file(self.out, video.name).exists()
+        """Whether the rows of a video are there.
+
+        Raises:
+            UserError: those of another video of its name are.
+        """
+        if not rows_file(self.out, video.name).exists():
+            return False
+        if origin := read_origin(self.out, video.name):
+            origin.check(video)
+        return True
 
     def __call__(self, video: SourceVideo) -> str:
         """Cut and annotate a video, unless that is done, and write its rows, or why there are none.
@@ -52,7 +60,7 @@ class Task:
         try:
             took: dict[str, float] = {}
             rows, notes = annotate_video(video, self.out, self.settings, stages, took)
-            write_rows(self.out, video.name, rows, notes, took)
+            write_rows(self.out, video.name, rows, notes, took, Origin.of(video))
         except Unavailable:
             raise
         except UserError as error:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from svdjax.conversion.output import finished
+from svdjax.curation.settings import FILE
 from svdjax.data.decoding import SUFFIXES
 from svdjax.errors import MissingPackage, UserError, require
 
@@ -28,9 +29,9 @@ def find_videos(sources: Sequence[str]) -> list[SourceVideo]:
     """All videos of some sources, in order of names.
 
     Args:
-        sources: folders (searched with their subfolders, by ending), list files (``.txt``, one path or URL a line,
-            relative paths from the list's folder), video files, or URLs such as ``gs://bucket/film.mp4``; a URL
-            that ends in ``/`` is a folder.
+        sources: folders (searched with their subfolders, by ending, but for what curation wrote), list files
+            (``.txt``, one path or URL a line, relative paths from the list's folder), video files, or URLs such as
+            ``gs://bucket/film.mp4``; a URL that ends in ``/`` is a folder.
 
     Raises:
         UserError: a source is not there or empty, or two videos have the same name.
@@ -40,12 +41,48 @@ def find_videos(sources: Sequence[str]) -> list[SourceVideo]:
         video = SourceVideo(name=_name(key), where=where)
         other = videos.setdefault(video.name, video)
         if other.where != where:
-            raise UserError(f"{where} and {other.where} would have one name: rename a folder, or use two --out")
+            raise _one_name(where, other.where)
     if not videos:
         raise UserError(
             f"{', '.join(sources)}: no videos ({' '.join(SUFFIXES)}): name a folder or file that has some"
         )
     return sorted(videos.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What tells whether a video is the one that was done before under its name.
+
+    Attributes:
+        where: its URL, or its path from the root. size: in bytes, of a file.
+    """
+
+    where: str
+    size: int | None = None
+
+    @classmethod
+    def of(cls, video: SourceVideo) -> "Origin":
+        """The origin of a video as it is now."""
+        if _is_url(video.where):
+            return cls(where=video.where)
+        path = Path(video.where).absolute()
+        return cls(where=str(path), size=path.stat().st_size if path.is_file() else None)
+
+    def check(self, video: SourceVideo) -> None:
+        """Check that a video is this one, whose folder may have moved.
+
+        Raises:
+            UserError: it is another one.
+        """
+        now, before = Origin.of(video), Path(self.where)
+        if now.where == self.where or (now.size is not None and before.exists() and before.samefile(now.where)):
+            return
+        if before.exists() or now.size != self.size:
+            raise _one_name(now.where, self.where)
+
+
+def _one_name(where: str, other: str) -> UserError:
+    return UserError(f"{where} and {other} would have one name: rename a folder, or use two --out")
 
 
 @contextmanager
@@ -90,7 +127,9 @@ def _entries(source: str) -> Iterator[tuple[str, str]]:
     path = Path(source)
     if path.is_dir():
         root = path.resolve().name
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
+        found = sorted(path.rglob("*"))
+        curated = {file.parent for file in found if file.name == FILE}  # clips of earlier runs
+        files = [f for f in found if f.suffix.lower() in SUFFIXES and curated.isdisjoint(f.parents)]
         yield from ((f"{root}/{file.relative_to(path).as_posix()}", str(file)) for file in files)
     elif path.suffix == ".txt":
         yield from _lines(path)

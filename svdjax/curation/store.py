@@ -7,10 +7,12 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from svdjax.conversion.output import finished
+from svdjax.curation.sources import Origin
 from svdjax.errors import UserError, require
 
 FOLDER = "annotations"
@@ -47,8 +49,12 @@ def write_rows(
     rows: Sequence[dict[str, Any]],
     notes: Sequence[str],
     took: Mapping[str, float] | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Write the rows of a video's clips, what is wrong with the video, and the seconds of each stage, at once.
+
+    Args:
+        origin: of the video, for `read_origin`.
 
     Raises:
         UserError: pyarrow is not installed, or the file cannot be written.
@@ -58,7 +64,8 @@ def write_rows(
         table = arrow.Table.from_pylist([dict(row) for row in rows])
     else:
         table = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in _CORE.items()]).empty_table()
-    table = table.replace_schema_metadata({"notes": json.dumps(list(notes)), "took": json.dumps(took or {})})
+    beside = {"notes": list(notes), "took": took or {}, "origin": asdict(origin) if origin else None}
+    table = table.replace_schema_metadata({key: json.dumps(value) for key, value in beside.items()})
     with finished(rows_file(out, video), overwrite=True) as partial:
         parquet.write_table(table, partial)
     failure_file(out, video).unlink(missing_ok=True)
@@ -80,7 +87,7 @@ def read_rows(out: Path, columns: Sequence[str] | None = None) -> list[dict[str,
         UserError: no annotations there, or a damaged file.
     """
     arrow, parquet = require("pyarrow", "curate"), require("pyarrow.parquet", "curate")
-    files = sorted((out / FOLDER).glob("*.parquet"))
+    files = _row_files(out)
     if not files:
         raise UserError(f"{out} holds no annotations: run `svdjax curate SOURCES --out {out}` first")
     tables = []
@@ -88,31 +95,45 @@ def read_rows(out: Path, columns: Sequence[str] | None = None) -> list[dict[str,
         try:
             table = parquet.read_table(file)
         except (OSError, arrow.ArrowInvalid) as error:
-            raise UserError(f"{file} is damaged ({error}): remove it and curate again") from None
+            raise _damaged(file, error) from None
         tables.append(table if columns is None else table.select([c for c in columns if c in table.column_names]))
     return arrow.concat_tables(tables, promote_options="permissive").to_pylist()
 
 
 def read_notes(out: Path) -> dict[str, list[str]]:
     """What is wrong with each video that has clips all the same, by its name."""
-    return {video: notes for video, notes in _metadata(out, "notes").items() if notes}
+    return {file.stem: notes for file in _row_files(out) if (notes := _beside(file, "notes"))}
 
 
 def read_took(out: Path) -> dict[str, float]:
     """The seconds that each stage took, of all videos."""
     total: Counter[str] = Counter()
-    for took in _metadata(out, "took").values():
-        total.update(took)
+    for file in _row_files(out):
+        total.update(_beside(file, "took") or {})
     return dict(total)
 
 
-def _metadata(out: Path, key: str) -> dict[str, Any]:
-    """What is written of each video beside its rows."""
-    parquet = require("pyarrow.parquet", "curate")
-    files = sorted((out / FOLDER).glob("*.parquet"))
-    return {
-        file.stem: json.loads((parquet.read_schema(file).metadata or {}).get(key.encode(), b"{}")) for file in files
-    }
+def read_origin(out: Path, video: str) -> Origin | None:
+    """What the video was whose rows are there; None if that was not written down."""
+    found = _beside(rows_file(out, video), "origin")
+    return Origin(**found) if found else None
+
+
+def _row_files(out: Path) -> list[Path]:
+    return sorted((out / FOLDER).glob("*.parquet"))
+
+
+def _beside(file: Path, key: str) -> Any:
+    """What is written of a video beside its rows, or None."""
+    arrow, parquet = require("pyarrow", "curate"), require("pyarrow.parquet", "curate")
+    try:
+        return json.loads((parquet.read_schema(file).metadata or {}).get(key.encode(), b"null"))
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is damaged ({error}): remove it and curate again")
 
 
 def read_failures(out: Path) -> list[dict[str, str]]:

@@ -261,3 +261,8 @@ def test_one_video_can_be_annotated_alone(tmp_path):
     assert Task(out=tmp_path / "out", settings=SETTINGS)(video) == video.name
     (row,) = read_rows(tmp_path / "out")
     assert row["frames"] == 24 and (tmp_path / "out" / row["file"]).is_file()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / path.name).write_bytes(film())
+    (twin,) = find_videos([str(tmp_path / "other" / path.name)])
+    with pytest.raises(UserError, match="would have one name"):  # of another source, in a later run
+        Task(out=tmp_path / "out", settings=SETTINGS)(twin)
