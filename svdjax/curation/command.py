@@ -19,7 +19,7 @@ from svdjax.curation.report import write_report
 from svdjax.curation.settings import Settings, claim
 from svdjax.curation.sources import SourceVideo, find_videos
 from svdjax.curation.stages import open_stages
-from svdjax.curation.store import FOLDER, read_failures, read_notes, read_rows, write_failure
+from svdjax.curation.store import FOLDER, read_embeddings, read_failures, read_notes, read_rows, write_failure
 from svdjax.errors import UserError, require
 from svdjax.interrupts import terminable
 from svdjax.progress import step_bar
@@ -98,7 +98,8 @@ def run(args: Curate) -> None:
     with terminable():
         annotate(args, videos, console)
         rows = _report_videos(args.out, console)
-        filtered = filtering.choose(rows, args.rules)
+        embeddings = read_embeddings(args.out) if args.rules.duplicates else None
+        filtered = filtering.choose(rows, args.rules, embeddings)
         console.print(filtering.table(rows, filtered))
         filtering.write(args.out, rows, filtered, args.out / SHARDS, shards=args.shards)
         console.print(write_report(args.out, rows, filtered, args.rules.axes()), markup=False, soft_wrap=True)

@@ -6,16 +6,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from svdjax.conversion.output import finished
 from svdjax.curation.sources import Origin
 from svdjax.errors import UserError, require
+from svdjax.typing import Float, ndarray
 
 FOLDER = "annotations"
+HEAVY = ("flow_map", "flow_map_shape", "clip_embedding")  # columns that take nearly all of the memory
 # Of a video without any clip, so that all files have the columns that all videos have.
 _CORE = {
     "name": "string",
@@ -77,27 +81,52 @@ def write_failure(out: Path, video: str, where: str, error: str) -> None:
         partial.write_text(json.dumps({"video": video, "where": where, "error": error}))
 
 
-def read_rows(out: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of all clips, in order of videos; what was not measured of a clip is None.
-
-    Args:
-        columns: only these, where there are any; embeddings and flow maps take most of the memory.
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """The rows of all clips, in order of videos, without `HEAVY`; what was not measured of a clip is None.
 
     Raises:
         UserError: no annotations there, or a damaged file.
     """
+    tables = list(_tables(out, lambda column: column not in HEAVY))
+    return require("pyarrow", "curate").concat_tables(tables, promote_options="permissive").to_pylist()
+
+
+def read_embeddings(out: Path) -> Float[ndarray, "n k c"] | None:
+    """``clip_embedding`` of all clips, in the order of `read_rows`, NaN for a clip without; None if all are.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    count, found = 0, []
+    for table in _tables(out, lambda column: column == "clip_embedding"):
+        if table.num_columns:
+            column = table.column(0).combine_chunks()
+            numbers = np.flatnonzero(column.is_valid()) + count
+            stills = column.flatten()  # without what is null
+            values = stills.flatten().to_numpy().astype(np.float32)
+            found.append((numbers, values.reshape(len(numbers), len(stills) // len(numbers), -1)))
+        count += table.num_rows
+    if not found:
+        return None
+    embeddings = np.full((count, *found[0][1].shape[1:]), np.nan, np.float32)
+    for numbers, values in found:
+        embeddings[numbers] = values
+    return embeddings
+
+
+def _tables(out: Path, wanted: Callable[[str], bool]) -> Iterator[Any]:
+    """The wanted columns of each video, as far as it has them."""
     arrow, parquet = require("pyarrow", "curate"), require("pyarrow.parquet", "curate")
     files = _row_files(out)
     if not files:
         raise UserError(f"{out} holds no annotations: run `svdjax curate SOURCES --out {out}` first")
-    tables = []
     for file in files:
         try:
-            table = parquet.read_table(file)
+            with parquet.ParquetFile(file) as opened:
+                table = opened.read(columns=list(filter(wanted, opened.schema_arrow.names)))
         except (OSError, arrow.ArrowInvalid) as error:
             raise _damaged(file, error) from None
-        tables.append(table if columns is None else table.select([c for c in columns if c in table.column_names]))
-    return arrow.concat_tables(tables, promote_options="permissive").to_pylist()
+        yield table
 
 
 def read_notes(out: Path) -> dict[str, list[str]]:
