@@ -18,7 +18,7 @@ from svdjax.curation.report import write_report
 from svdjax.curation.store import read_embeddings, read_rows
 from svdjax.curation.thresholds import PAPER, Axis, Filtered, Row, decide, effects
 from svdjax.data.records import ClipRecord, write_shards
-from svdjax.errors import UserError
+from svdjax.errors import UserError, check_range
 from svdjax.evaluation.camera import Camera
 from svdjax.typing import Float, ndarray
 
@@ -92,6 +92,17 @@ class Filter:
     shards: int = 4
     rules: tyro.conf.OmitArgPrefixes[Rules] = field(default_factory=Rules)
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UserError: a number is out of range, or an option would do nothing.
+        """
+        check_range("--shards", self.shards, 1)
+        if self.out is None and self.shards != Filter.shards:
+            raise UserError(
+                f"--shards {self.shards}: no shards are written without --out: name a directory for them"
+            )
+
 
 def run(args: Filter) -> None:
     """Print the table, write the report anew, and write the shards if asked to.
@@ -99,8 +110,8 @@ def run(args: Filter) -> None:
     Raises:
         UserError: no annotations, no clip stays, or the shards cannot be written.
     """
-    if args.out is not None and args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"--out {args.out}: is not empty: choose another directory or remove it")
+    if args.out is not None and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"--out {args.out}: is not empty, or no directory: choose another one or remove it")
     rows = read_rows(args.directory)
     filtered = choose(rows, args.rules, read_embeddings(args.directory) if args.rules.duplicates else None)
     Console().print(table(rows, filtered))

@@ -139,8 +139,14 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="holds no annotations"):
         run(Filter(directory=tmp_path))
     annotated(tmp_path / "set", 3)
-    with pytest.raises(UserError, match="not empty"):
-        run(Filter(directory=tmp_path / "set", out=tmp_path / "set"))
+    (tmp_path / "file").touch()
+    for out in ("set", "file"):
+        with pytest.raises(UserError, match="not empty, or no directory"):
+            run(Filter(directory=tmp_path / "set", out=tmp_path / out))
+    with pytest.raises(UserError, match="--shards 0: must be at least 1"):
+        Filter(directory=tmp_path / "set", out=tmp_path / "s", shards=0)
+    with pytest.raises(UserError, match="no shards are written without --out"):
+        Filter(directory=tmp_path / "set", shards=2)
     with pytest.raises(UserError, match="no clip passes"):
         run(Filter(directory=tmp_path / "set", out=tmp_path / "s", rules=Rules(still=1e9)))
     (tmp_path / "set" / "clips" / "film" / "film_2.mp4").unlink()

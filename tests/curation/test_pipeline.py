@@ -51,14 +51,18 @@ def files(out):
     return sorted(path.relative_to(out).as_posix() for path in (out / "clips").rglob("*") if path.is_file())
 
 
-def test_a_run_gives_clips_rows_shards_and_names_what_failed(videos, whole, capsys):
+def test_a_run_gives_clips_rows_shards_and_names_what_failed(videos, whole, capsys, monkeypatch):
     rows = read_rows(whole)
     assert len(rows) == COUNT == len({row["name"] for row in rows})
     assert files(whole) == sorted(row["file"] for row in rows)
     assert [row["caption"] for row in rows if row["source"].endswith("film_03.mp4")] == ["a caption"]
     assert rows[0].get("text_area") is None
+    install = "text: rapidocr is not installed (run `pip install 'svdjax[curate]'`), so text_area is left out"
+    monkeypatch.setattr("svdjax.curation.command.open_stages", lambda settings: ({}, [install]))
     run(Curate(sources=(str(videos),), out=whole, settings=SETTINGS))  # nothing is left to do but the broken one
-    said = " ".join(capsys.readouterr().out.split())
+    lines = capsys.readouterr().out.splitlines()
+    said = " ".join(" ".join(lines).split())
+    assert f"left out: {install}" in lines and f"train with --data.train {whole / 'shards'}" in lines
     assert f"{COUNT} of {COUNT + 1} videos are done already" in said and "broken.mp4 cannot be read" in said
     assert 0 < len(open_source(whole / "shards")) < COUNT
     assert read_rows(whole) == rows
@@ -75,6 +79,10 @@ def test_other_settings_and_directories_are_refused(videos, whole, tmp_path):
         run(Curate(sources=(str(tmp_path / "one"),), out=tmp_path / "out", settings=SETTINGS))
     with pytest.raises(UserError, match="--workers -1"):
         Curate(sources=("x",), out=tmp_path, workers=-1)
+    with pytest.raises(UserError, match="--engine beam has workers of its own"):
+        Curate(sources=("x",), out=tmp_path, workers=2, engine="beam")
+    with pytest.raises(UserError, match="are for --engine beam"):
+        Curate(sources=("x",), out=tmp_path, beam_options="--direct_num_workers=2")
     with pytest.raises(UserError, match="--shortest 5 --longest 2"):
         Settings(shortest=5.0, longest=2.0)
 
