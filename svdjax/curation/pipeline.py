@@ -14,7 +14,7 @@ from svdjax.curation.clip import Annotate, ClipFrames, look
 from svdjax.curation.clipping import Span, plan, write_clip
 from svdjax.curation.scan import Scan, scan
 from svdjax.curation.settings import Settings
-from svdjax.curation.sources import Origin, SourceVideo, local_file
+from svdjax.curation.sources import Origin, SourceVideo, caption_of, local_file
 from svdjax.curation.stages import open_stages
 from svdjax.curation.store import read_origin, rows_file, write_failure, write_rows
 from svdjax.data.decoding import VideoInfo, probe
@@ -91,8 +91,7 @@ def annotate_video(
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*"):  # of a run that was killed
         leftover.unlink()
-    text = Path(video.where).with_suffix(".txt")
-    caption = text.read_text(errors="replace").strip() if text.is_file() else ""
+    caption = caption_of(video)
     rows: list[dict[str, Any]] = []
     with local_file(video, folder) as path:
         with _timed(took, "find cuts"):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 from svdjax.conversion.output import finished
 from svdjax.curation.settings import FILE
@@ -107,16 +108,36 @@ def local_file(video: SourceVideo, folder: Path) -> Iterator[Path]:
         copy.unlink(missing_ok=True)
 
 
+def caption_of(video: SourceVideo) -> str:
+    """The text in ``film.txt`` beside ``film.mp4``, at a URL, too; "" if there is none.
+
+    Raises:
+        UserError: it cannot be read, or the package for its kind of URL is not installed.
+    """
+    text = video.where.removesuffix(PurePosixPath(video.where).suffix) + ".txt"
+    if not _is_url(text):
+        return Path(text).read_text("utf-8", errors="replace").strip() if Path(text).is_file() else ""
+    with _reached(text, "read") as fsspec:
+        system, path = fsspec.core.url_to_fs(text)
+        return system.cat_file(path).decode(errors="replace").strip() if system.exists(path) else ""
+
+
 def _chunks(url: str) -> Iterator[bytes]:
     """What is at a URL, piece by piece; a full disk where they are written to is no fault of the URL."""
+    with _reached(url, "read") as fsspec, fsspec.open(url, "rb") as remote:
+        yield from iter(partial(remote.read, _AT_ONCE), b"")
+
+
+@contextmanager
+def _reached(url: str, what: str) -> Iterator[ModuleType]:
+    """fsspec; whatever goes wrong with a URL inside becomes one line that says what cannot be done with it."""
     fsspec = require("fsspec", "gcs")
     try:
-        with fsspec.open(url, "rb") as remote:
-            yield from iter(partial(remote.read, _AT_ONCE), b"")
+        yield fsspec
     except ImportError as error:
         raise MissingPackage(f"{url}: {error}; for gs:// run `pip install 'svdjax[gcs]'`") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{url} cannot be read ({error}): check the address and your access") from None
+        raise UserError(f"{url} cannot be {what} ({error}): check the address and your access") from None
 
 
 def _entries(source: str) -> Iterator[tuple[str, str]]:
@@ -150,14 +171,9 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _listed(url: str) -> Iterator[tuple[str, str]]:
     """The videos below a URL."""
-    fsspec = require("fsspec", "gcs")
-    try:
+    with _reached(url, "listed") as fsspec:
         system, root = fsspec.core.url_to_fs(url)
         found = sorted(system.find(root))
-    except ImportError as error:
-        raise UserError(f"{url}: {error}; for gs:// run `pip install 'svdjax[gcs]'`") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{url} cannot be listed ({error}): check the address and your access") from None
     for path in found:
         if PurePosixPath(path).suffix.lower() in SUFFIXES:
             where = system.unstrip_protocol(path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from svdjax.curation.sources import Origin, SourceVideo, find_videos, local_file
+from svdjax.curation.sources import Origin, SourceVideo, caption_of, find_videos, local_file
 from svdjax.errors import UserError
 
 
@@ -78,7 +78,7 @@ def test_mistakes_are_named(tmp_path):
             find_videos([str(source) for source in sources])
 
 
-def test_a_url_is_copied_for_the_time_it_is_needed(tmp_path):
+def test_a_url_is_copied_for_the_time_it_is_needed_and_has_its_caption(tmp_path):
     film = folder(tmp_path, "bucket/deep/film.mp4") / "bucket/deep/film.mp4"
     (video,) = find_videos([f"file://{tmp_path}/bucket/"])
     assert video.where == f"file://{film}"
@@ -88,6 +88,9 @@ def test_a_url_is_copied_for_the_time_it_is_needed(tmp_path):
     with pytest.raises(UserError, match="cannot be written") as raised, local_file(video, film):
         pass
     assert isinstance(raised.value.__cause__, OSError)  # no fault of the video
+    assert caption_of(video) == ""
+    film.with_suffix(".txt").write_bytes("ein Café\n".encode("latin-1"))
+    assert caption_of(video) == caption_of(SourceVideo(name="same", where=str(film))) == "ein Caf\ufffd"
     gone = SourceVideo(name="gone", where=f"file://{tmp_path}/gone.mp4")
     with pytest.raises(UserError, match="cannot be read"), local_file(gone, tmp_path):
         pass
