@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from svdjax.data.decoding import probe, resize_crop, to_rgb, walk
+from svdjax.data.decoding import VideoInfo, probe, resize_crop, to_rgb, walk
 from svdjax.data.motion import score_times, working_size
 from svdjax.typing import UInt8, ndarray
 
@@ -42,16 +42,17 @@ class ClipFrames:
 Annotate = Callable[[ClipFrames], dict[str, Any]]
 
 
-def look(path: Path, name: str, caption: str = "") -> ClipFrames:
+def look(path: Path, name: str, caption: str = "", info: VideoInfo | None = None) -> ClipFrames:
     """What the stages see of a clip file, in one pass of decoding.
 
     Args:
         name: of the clip. caption: that came with its video.
+        info: of `probe`, where that is known already.
 
     Raises:
         UserError: it cannot be read.
     """
-    info = probe(path, name)
+    info = info or probe(path, name)
     times = score_times(info.last)
     # Each wanted frame: when, at what size, and for which of the two; 0 stands before 1 where the time is the same.
     still, small = _still_size(info.height, info.width), working_size(info.height, info.width)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
 from rich.console import Console
 
@@ -18,8 +19,8 @@ from svdjax.curation.report import write_report
 from svdjax.curation.settings import Settings, claim
 from svdjax.curation.sources import SourceVideo, find_videos
 from svdjax.curation.stages import open_stages
-from svdjax.curation.store import FOLDER, read_failures, read_notes, read_rows, write_failure
-from svdjax.errors import UserError, require
+from svdjax.curation.store import FOLDER, read_embeddings, read_failures, read_notes, read_rows, write_failure
+from svdjax.errors import UserError, check_range, require
 from svdjax.interrupts import terminable
 from svdjax.progress import step_bar
 
@@ -61,11 +62,14 @@ class Curate:
     def __post_init__(self) -> None:
         """
         Raises:
-            UserError: a number is out of range.
+            UserError: a number is out of range, or an option would do nothing.
         """
-        for name, least in (("workers", 0), ("shards", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least {least}")
+        check_range("--workers", self.workers, 0)
+        check_range("--shards", self.shards, 1)
+        if self.engine == "beam" and self.workers:
+            raise UserError(f"--workers {self.workers}: --engine beam has workers of its own: see --beam-options")
+        if self.beam_options and self.engine != "beam":
+            raise UserError(f"--beam-options {self.beam_options}: are for --engine beam: give that, too")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,19 +92,30 @@ def run(args: Curate) -> None:
     args.rules.axes()
     for module in ("scenedetect", "cv2", "pyarrow"):
         require(module, "curate")
+    _check_accelerator(args)
     videos = find_videos(args.sources)
     claim(args.out, args.settings)
     logging.basicConfig(format="%(message)s")
     for notice in open_stages(args.settings)[1]:
-        console.print(f"left out: {notice}")
+        console.print(f"left out: {notice}", markup=False, soft_wrap=True)
     with terminable():
         annotate(args, videos, console)
         rows = _report_videos(args.out, console)
-        filtered = filtering.choose(rows, args.rules)
+        embeddings = read_embeddings(args.out) if args.rules.duplicates else None
+        filtered = filtering.choose(rows, args.rules, embeddings)
         console.print(filtering.table(rows, filtered))
         filtering.write(args.out, rows, filtered, args.out / SHARDS, shards=args.shards)
         console.print(write_report(args.out, rows, filtered, args.rules.axes()), markup=False, soft_wrap=True)
-    console.print(f"train with --data.train {args.out / SHARDS}")
+    console.print(f"train with --data.train {args.out / SHARDS}", markup=False, soft_wrap=True)
+
+
+def _check_accelerator(args: Curate) -> None:
+    """The tower that embeds pictures takes all memory of an accelerator, or the whole chip, for its process."""
+    if args.workers and args.settings.clip_image and (backend := jax.default_backend()) != "cpu":
+        raise UserError(
+            f"--workers {args.workers} with --clip-image: several processes cannot share the {backend}: leave out "
+            "--workers, or set JAX_PLATFORMS=cpu"
+        )
 
 
 def annotate(args: Curate, videos: Sequence[SourceVideo], console: Console) -> None:

@@ -62,7 +62,13 @@ def _dct_basis() -> Float[ndarray, "low side"]:
     return np.cos(angles) * np.where(np.arange(_LOW)[:, None] == 0, 1.0, np.sqrt(2.0))
 
 
-def find_duplicates(rows: Sequence[Mapping[str, Any]], *, bits: int = BITS, cosine: float = COSINE) -> Duplicates:
+def find_duplicates(
+    rows: Sequence[Mapping[str, Any]],
+    embeddings: Float[ndarray, "n k c"] | None = None,
+    *,
+    bits: int = BITS,
+    cosine: float = COSINE,
+) -> Duplicates:
     """Which clips to keep: of each group of near-duplicates the one of the largest frame, the longest if equal.
 
     Two clips are near-duplicates if the hashes of their three stills differ in at most ``bits`` bits each; or if
@@ -70,8 +76,8 @@ def find_duplicates(rows: Sequence[Mapping[str, Any]], *, bits: int = BITS, cosi
     is no near-duplicate of a kept clip is kept: it is not enough to be near to a removed one.
 
     Args:
-        rows: with ``hash`` or ``clip_embedding``; with neither they are kept. ``height``, ``width``,
-            ``seconds``, whether there is a ``caption``, and ``name`` decide between duplicates.
+        rows: with ``hash``; ``height``, ``width``, ``seconds``, whether there is a ``caption``, and ``name`` decide
+            between duplicates. embeddings: of the rows, NaN for those without.
         bits: 0 to 11. cosine: above 1 for hashes alone.
     """
     order = sorted(range(len(rows)), key=lambda i: _worth(rows[i]), reverse=True)
@@ -81,7 +87,10 @@ def find_duplicates(rows: Sequence[Mapping[str, Any]], *, bits: int = BITS, cosi
     firsts = [alike[0] for alike in same.values()]
     best = [rows[i] for i in firsts]
     near: dict[int, list[int]] = {}
-    for a, b in np.concatenate([_hash_pairs(best, bits), _embedding_pairs(best, cosine)]).tolist():
+    pairs = [_hash_pairs(best, bits)]
+    if embeddings is not None and cosine <= 1:
+        pairs.append(_embedding_pairs(embeddings, np.array(firsts, int), cosine))
+    for a, b in np.concatenate(pairs).tolist():
         near.setdefault(a, []).append(b)
         near.setdefault(b, []).append(a)
     groups: dict[int, list[int]] = {}
@@ -152,18 +161,15 @@ def _close(a: Int[ndarray, "m 3"], b: Int[ndarray, "m 3"], bits: int) -> Bool[nd
     return (np.bitwise_count((a ^ b).view(np.uint64)) <= bits).all(1)
 
 
-def _embedding_pairs(rows: Sequence[Mapping[str, Any]], cosine: float) -> Pairs:
-    found = [i for i, row in enumerate(rows) if row.get("clip_embedding") is not None]
-    if not found or cosine > 1:
-        return np.zeros((0, 2), int)
-    embeddings = np.array([rows[i]["clip_embedding"] for i in found], np.float32)
-    return np.array(found, int)[near_embeddings(embeddings, cosine)]
+def _embedding_pairs(embeddings: Float[ndarray, "n k c"], rows: Int[ndarray, " m"], cosine: float) -> Pairs:
+    found = np.flatnonzero(np.isfinite(embeddings[rows, 0, 0]))
+    return found[near_embeddings(embeddings[rows[found]], cosine)]
 
 
 def near_embeddings(embeddings: Float[ndarray, "n k c"], cosine: float) -> Pairs:
     """All pairs of rows whose k embeddings have a mean cosine of at least ``cosine``: n^2 k c products."""
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
-    flat = unit.reshape(len(unit), -1) / np.float32(np.sqrt(embeddings.shape[1]))
+    flat = unit.reshape(len(unit), unit[0:1].size) / np.float32(np.sqrt(embeddings.shape[1]))
     step = max(1, _AT_ONCE // max(1, len(flat)))
     found = [np.zeros((0, 2), int)]
     for start in range(0, len(flat), step):

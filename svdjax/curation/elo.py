@@ -20,6 +20,7 @@ BASE, SCALE = 10.0, 400.0  # 400 points more: ten wins to one loss
 START = 1000.0
 K = 1.0
 SHUFFLES = 1000
+MIN_CHECKS = 0.8  # share of the attention checks that a voter has to pass
 AXES = ("quality", "prompt")  # visual quality, and how well the prompt is followed
 
 _BEGIN = '{"voter": '  # of each vote in a file

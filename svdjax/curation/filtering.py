@@ -15,14 +15,14 @@ from rich.table import Table
 from svdjax.conversion.output import finished
 from svdjax.curation.duplicates import find_duplicates
 from svdjax.curation.report import write_report
-from svdjax.curation.store import read_rows
+from svdjax.curation.store import read_embeddings, read_rows
 from svdjax.curation.thresholds import PAPER, Axis, Filtered, Row, decide, effects
 from svdjax.data.records import ClipRecord, write_shards
-from svdjax.errors import UserError
+from svdjax.errors import UserError, check_range
 from svdjax.evaluation.camera import Camera
+from svdjax.typing import Float, ndarray
 
-# What training has no use for, and what would fill the records.
-_LEFT_OUT = ("flow_map", "flow_map_shape", "hash", "clip_embedding", "file", "short_side")
+_LEFT_OUT = ("hash", "file", "short_side")  # what training has no use for
 _PAPER = {axis.name: axis.percentile or axis.threshold or 0.0 for axis in PAPER}
 
 
@@ -92,6 +92,17 @@ class Filter:
     shards: int = 4
     rules: tyro.conf.OmitArgPrefixes[Rules] = field(default_factory=Rules)
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UserError: a number is out of range, or an option would do nothing.
+        """
+        check_range("--shards", self.shards, 1)
+        if self.out is None and self.shards != Filter.shards:
+            raise UserError(
+                f"--shards {self.shards}: no shards are written without --out: name a directory for them"
+            )
+
 
 def run(args: Filter) -> None:
     """Print the table, write the report anew, and write the shards if asked to.
@@ -99,10 +110,10 @@ def run(args: Filter) -> None:
     Raises:
         UserError: no annotations, no clip stays, or the shards cannot be written.
     """
-    if args.out is not None and args.out.exists() and any(args.out.iterdir()):
-        raise UserError(f"--out {args.out}: is not empty: choose another directory or remove it")
+    if args.out is not None and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"--out {args.out}: is not empty, or no directory: choose another one or remove it")
     rows = read_rows(args.directory)
-    filtered = choose(rows, args.rules)
+    filtered = choose(rows, args.rules, read_embeddings(args.directory) if args.rules.duplicates else None)
     Console().print(table(rows, filtered))
     print(write_report(args.directory, rows, filtered, args.rules.axes()))
     if args.out is not None:
@@ -110,9 +121,13 @@ def run(args: Filter) -> None:
         print(args.out)
 
 
-def choose(rows: Sequence[Row], rules: Rules) -> Filtered:
-    """Apply the rules to all clips."""
-    also = {"duplicate": find_duplicates(rows).removed} if rules.duplicates else {}
+def choose(rows: Sequence[Row], rules: Rules, embeddings: Float[ndarray, "n k c"] | None = None) -> Filtered:
+    """Apply the rules to all clips.
+
+    Args:
+        embeddings: of the rows, in which duplicates are looked for.
+    """
+    also = {"duplicate": find_duplicates(rows, embeddings).removed} if rules.duplicates else {}
     if rules.camera:
         also["camera"] = [number for number, row in enumerate(rows) if row.get("camera") not in rules.camera]
     return decide(rows, rules.axes(), also)

@@ -16,7 +16,6 @@ from svdjax.curation.embeddings import (
     open_text_embedder,
 )
 from svdjax.curation.settings import Settings
-from svdjax.errors import UserError
 
 KEY = "SVDJAX_ENDPOINT_KEY"  # environment variable with the key of the captions' server
 
@@ -53,10 +52,8 @@ def open_meaning(settings: Settings) -> tuple[Meaning, list[str]]:
     """The stage as the settings ask for it, and a line for each axis that is left out.
 
     Raises:
-        UserError: weights cannot be read, or settings contradict one another.
+        UserError: weights cannot be read, or do not belong together.
     """
-    if settings.aesthetic and not settings.clip_image:
-        raise UserError("--aesthetic rates embeddings of pictures: name the image tower, too, with --clip-image")
     notices = []
     if not settings.clip_image:
         notices.append(

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdjax.curation.clip import Annotate, look
+from svdjax.curation.clip import Annotate, ClipFrames, look
 from svdjax.curation.clipping import Span, plan, write_clip
 from svdjax.curation.scan import Scan, scan
 from svdjax.curation.settings import Settings
-from svdjax.curation.sources import SourceVideo, local_file
+from svdjax.curation.sources import Origin, SourceVideo, caption_of, local_file
 from svdjax.curation.stages import open_stages
-from svdjax.curation.store import rows_file, write_failure, write_rows
-from svdjax.data.decoding import probe
+from svdjax.curation.store import read_origin, rows_file, write_failure, write_rows
+from svdjax.data.decoding import VideoInfo, probe
 from svdjax.errors import Unavailable, UserError
 
 CLIPS = "clips"
@@ -33,8 +33,16 @@ class Task:
     settings: Settings
 
     def is_done(self, video: SourceVideo) -> bool:
-        """Whether the rows of a video are there."""
-        return rows_file(self.out, video.name).exists()
+        """Whether the rows of a video are there.
+
+        Raises:
+            UserError: those of another video of its name are.
+        """
+        if not rows_file(self.out, video.name).exists():
+            return False
+        if origin := read_origin(self.out, video.name):
+            origin.check(video)
+        return True
 
     def __call__(self, video: SourceVideo) -> str:
         """Cut and annotate a video, unless that is done, and write its rows, or why there are none.
@@ -43,15 +51,16 @@ class Task:
             The video's name.
 
         Raises:
-            UserError: what stops every video: a package is not installed, a captioner does not answer, or the
-            directory cannot be written.
+            UserError: what stops every video: weights cannot be read, a package is not installed, a captioner does
+            not answer, or the directory cannot be written.
         """
         if self.is_done(video):
             return video.name
+        stages = open_stages(self.settings)[0]
         try:
             took: dict[str, float] = {}
-            rows, notes = annotate_video(video, self.out, self.settings, took)
-            write_rows(self.out, video.name, rows, notes, took)
+            rows, notes = annotate_video(video, self.out, self.settings, stages, took)
+            write_rows(self.out, video.name, rows, notes, took, Origin.of(video))
         except Unavailable:
             raise
         except UserError as error:
@@ -65,26 +74,24 @@ class Task:
 
 
 def annotate_video(
-    video: SourceVideo, out: Path, settings: Settings, took: dict[str, float] | None = None
+    video: SourceVideo, out: Path, settings: Settings, stages: Mapping[str, Annotate], took: dict[str, float]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Write the clips of a video into ``out/clips/VIDEO``.
 
     Args:
-        took: to which the seconds that each stage took are added.
+        stages: of `open_stages`. took: to which the seconds that each stage took are added.
 
     Returns:
         The row of each clip, and what is wrong with the video, in words.
 
     Raises:
-        UserError: it cannot be read, or the clips cannot be written.
+        UserError: it cannot be read, the clips cannot be written, or a stage lacks what it needs.
     """
-    took = {} if took is None else took
     folder = out / CLIPS / video.name
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*"):  # of a run that was killed
         leftover.unlink()
-    text = Path(video.where).with_suffix(".txt")
-    caption = text.read_text(errors="replace").strip() if text.is_file() else ""
+    caption = caption_of(video)
     rows: list[dict[str, Any]] = []
     with local_file(video, folder) as path:
         with _timed(took, "find cuts"):
@@ -95,42 +102,19 @@ def annotate_video(
             with _timed(took, "write clips"):
                 write_clip(path, found, span, file, video.where)
             try:
-                seen = annotate_clip(file, open_stages(settings)[0], caption, took)
-                rows.append(_row(video, found, span, file.relative_to(out)) | seen)
-            except Unavailable:
-                raise
+                with _timed(took, "decode clips"):
+                    info = probe(file)
+                    clip = look(file, file.stem, caption, info)
             except UserError as error:
                 notes.append(str(error))
                 file.unlink()
+                continue
+            row = _row(video, found, span, file.relative_to(out)) | _shape(clip, info)
+            for name, stage in stages.items():
+                with _timed(took, name):
+                    row |= stage(clip)
+            rows.append(row)
     return rows, notes
-
-
-def annotate_clip(
-    file: Path, stages: Mapping[str, Annotate], caption: str = "", took: dict[str, float] | None = None
-) -> dict[str, Any]:
-    """What the stages say of one clip file.
-
-    Args:
-        caption: that came with the video, or "". took: as of `annotate_video`.
-
-    Raises:
-        UserError: it cannot be read, or a stage's package is not installed.
-    """
-    took = {} if took is None else took
-    with _timed(took, "decode clips"):
-        clip, info = look(file, file.stem, caption), probe(file)
-    row: dict[str, Any] = {
-        "name": clip.name,
-        "seconds": clip.seconds,
-        "fps": clip.fps,
-        "height": info.height,
-        "width": info.width,
-        "short_side": min(info.height, info.width),
-    }
-    for name, stage in stages.items():
-        with _timed(took, name):
-            row |= stage(clip)
-    return row
 
 
 @contextmanager
@@ -153,4 +137,14 @@ def _row(video: SourceVideo, found: Scan, span: Span, file: Path) -> dict[str, A
         "frames": span.stop - span.first,
         "codec": found.codec if span.copy else "h264",
         "copied": span.copy,
+    }
+
+
+def _shape(clip: ClipFrames, info: VideoInfo) -> dict[str, Any]:
+    return {
+        "seconds": clip.seconds,
+        "fps": clip.fps,
+        "height": info.height,
+        "width": info.width,
+        "short_side": min(info.height, info.width),
     }

@@ -41,13 +41,21 @@ class Settings:
     def __post_init__(self) -> None:
         """
         Raises:
-            UserError: a length is out of range.
+            UserError: a length is out of range, or an option would do nothing without another.
         """
         if not 0 < self.shortest <= self.longest:
             raise UserError(
                 f"--shortest {self.shortest:g} --longest {self.longest:g}: give seconds, the first above 0 and at "
                 "most the second"
             )
+        for option in ("aesthetic", "clip_text"):
+            if getattr(self, option) and not self.clip_image:
+                name = option.replace("_", "-")
+                raise UserError(
+                    f"--{name} needs embeddings of pictures: name the image tower, too, with --clip-image"
+                )
+        if self.endpoint_model and not self.endpoint:
+            raise UserError("--endpoint-model is of a server: give its address, too, with --endpoint")
 
 
 def claim(out: Path, settings: Settings) -> None:

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from svdjax.curation.elo import AXES, SHUFFLES, Standing, attentive, read_votes, standings
+from svdjax.curation.elo import AXES, MIN_CHECKS, SHUFFLES, Standing, attentive, read_votes, standings
 from svdjax.errors import MissingPackage, check_range
 from svdjax.pages import COLOURS, draw, figure, table, write_page
 
@@ -40,7 +40,7 @@ class Elo:
     out: Path | None = None
     shuffles: int = SHUFFLES
     seed: int = 0
-    min_checks: float = 0.8
+    min_checks: float = MIN_CHECKS
 
     def __post_init__(self) -> None:
         """

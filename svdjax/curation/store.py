@@ -6,14 +6,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from svdjax.conversion.output import finished
+from svdjax.curation.sources import Origin
 from svdjax.errors import UserError, require
+from svdjax.typing import Float, ndarray
 
 FOLDER = "annotations"
+HEAVY = ("flow_map", "flow_map_shape", "clip_embedding")  # columns that take nearly all of the memory
 # Of a video without any clip, so that all files have the columns that all videos have.
 _CORE = {
     "name": "string",
@@ -47,8 +53,12 @@ def write_rows(
     rows: Sequence[dict[str, Any]],
     notes: Sequence[str],
     took: Mapping[str, float] | None = None,
+    origin: Origin | None = None,
 ) -> None:
     """Write the rows of a video's clips, what is wrong with the video, and the seconds of each stage, at once.
+
+    Args:
+        origin: of the video, for `read_origin`.
 
     Raises:
         UserError: pyarrow is not installed, or the file cannot be written.
@@ -58,7 +68,8 @@ def write_rows(
         table = arrow.Table.from_pylist([dict(row) for row in rows])
     else:
         table = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in _CORE.items()]).empty_table()
-    table = table.replace_schema_metadata({"notes": json.dumps(list(notes)), "took": json.dumps(took or {})})
+    beside = {"notes": list(notes), "took": took or {}, "origin": asdict(origin) if origin else None}
+    table = table.replace_schema_metadata({key: json.dumps(value) for key, value in beside.items()})
     with finished(rows_file(out, video), overwrite=True) as partial:
         parquet.write_table(table, partial)
     failure_file(out, video).unlink(missing_ok=True)
@@ -70,49 +81,88 @@ def write_failure(out: Path, video: str, where: str, error: str) -> None:
         partial.write_text(json.dumps({"video": video, "where": where, "error": error}))
 
 
-def read_rows(out: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of all clips, in order of videos; what was not measured of a clip is None.
-
-    Args:
-        columns: only these, where there are any; embeddings and flow maps take most of the memory.
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """The rows of all clips, in order of videos, without `HEAVY`; what was not measured of a clip is None.
 
     Raises:
         UserError: no annotations there, or a damaged file.
     """
+    tables = list(_tables(out, lambda column: column not in HEAVY))
+    return require("pyarrow", "curate").concat_tables(tables, promote_options="permissive").to_pylist()
+
+
+def read_embeddings(out: Path) -> Float[ndarray, "n k c"] | None:
+    """``clip_embedding`` of all clips, in the order of `read_rows`, NaN for a clip without; None if all are.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    count, found = 0, []
+    for table in _tables(out, lambda column: column == "clip_embedding"):
+        if table.num_columns:
+            column = table.column(0).combine_chunks()
+            numbers = np.flatnonzero(column.is_valid()) + count
+            stills = column.flatten()  # without what is null
+            values = stills.flatten().to_numpy().astype(np.float32)
+            found.append((numbers, values.reshape(len(numbers), len(stills) // len(numbers), -1)))
+        count += table.num_rows
+    if not found:
+        return None
+    embeddings = np.full((count, *found[0][1].shape[1:]), np.nan, np.float32)
+    for numbers, values in found:
+        embeddings[numbers] = values
+    return embeddings
+
+
+def _tables(out: Path, wanted: Callable[[str], bool]) -> Iterator[Any]:
+    """The wanted columns of each video, as far as it has them."""
     arrow, parquet = require("pyarrow", "curate"), require("pyarrow.parquet", "curate")
-    files = sorted((out / FOLDER).glob("*.parquet"))
+    files = _row_files(out)
     if not files:
         raise UserError(f"{out} holds no annotations: run `svdjax curate SOURCES --out {out}` first")
-    tables = []
     for file in files:
         try:
-            table = parquet.read_table(file)
+            with parquet.ParquetFile(file) as opened:
+                table = opened.read(columns=list(filter(wanted, opened.schema_arrow.names)))
         except (OSError, arrow.ArrowInvalid) as error:
-            raise UserError(f"{file} is damaged ({error}): remove it and curate again") from None
-        tables.append(table if columns is None else table.select([c for c in columns if c in table.column_names]))
-    return arrow.concat_tables(tables, promote_options="permissive").to_pylist()
+            raise _damaged(file, error) from None
+        yield table
 
 
 def read_notes(out: Path) -> dict[str, list[str]]:
     """What is wrong with each video that has clips all the same, by its name."""
-    return {video: notes for video, notes in _metadata(out, "notes").items() if notes}
+    return {file.stem: notes for file in _row_files(out) if (notes := _beside(file, "notes"))}
 
 
 def read_took(out: Path) -> dict[str, float]:
     """The seconds that each stage took, of all videos."""
     total: Counter[str] = Counter()
-    for took in _metadata(out, "took").values():
-        total.update(took)
+    for file in _row_files(out):
+        total.update(_beside(file, "took") or {})
     return dict(total)
 
 
-def _metadata(out: Path, key: str) -> dict[str, Any]:
-    """What is written of each video beside its rows."""
-    parquet = require("pyarrow.parquet", "curate")
-    files = sorted((out / FOLDER).glob("*.parquet"))
-    return {
-        file.stem: json.loads((parquet.read_schema(file).metadata or {}).get(key.encode(), b"{}")) for file in files
-    }
+def read_origin(out: Path, video: str) -> Origin | None:
+    """What the video was whose rows are there; None if that was not written down."""
+    found = _beside(rows_file(out, video), "origin")
+    return Origin(**found) if found else None
+
+
+def _row_files(out: Path) -> list[Path]:
+    return sorted((out / FOLDER).glob("*.parquet"))
+
+
+def _beside(file: Path, key: str) -> Any:
+    """What is written of a video beside its rows, or None."""
+    arrow, parquet = require("pyarrow", "curate"), require("pyarrow.parquet", "curate")
+    try:
+        return json.loads((parquet.read_schema(file).metadata or {}).get(key.encode(), b"null"))
+    except (OSError, arrow.ArrowInvalid) as error:
+        raise _damaged(file, error) from None
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is damaged ({error}): remove it and curate again")
 
 
 def read_failures(out: Path) -> list[dict[str, str]]:

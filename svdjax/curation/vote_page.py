@@ -48,7 +48,7 @@ class Vote:
     Attributes:
         folders: of videos, one for each model, which is called by the folder's name.
         votes: the file that votes are added to, one JSON object a line.
-        annotators: votes that each pair gets, each of another voter.
+        annotators: votes that each pair gets, each of another voter who passes most attention checks.
         check_every: pairs for each attention check (one video twice, one side blurred); 0 for none.
         seed: of orders, sides and checks.
         host: address to serve at; 0.0.0.0 lets everyone on the network vote.

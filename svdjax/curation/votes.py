@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from svdjax.curation.elo import cut_off, read_votes
+from svdjax.curation.elo import MIN_CHECKS, attentive, cut_off, read_votes
 from svdjax.errors import UserError
 
 Side = Literal["left", "right"]
@@ -64,7 +64,7 @@ class Poll:
         Args:
             models: videos by name, of each model.
             votes: the file, made if it is not there.
-            annotators: votes that a pair gets, each of another voter.
+            annotators: votes that a pair gets, each of another voter who is attentive.
             check_every: pairs for each attention check; 0 for no checks.
             seed: of the orders, the sides and the checks.
 
@@ -166,8 +166,8 @@ class Poll:
         return {_pair(vote) for vote in self._votes if vote["voter"] == voter and vote["check"] is None}
 
     def _open_to(self, voter: str) -> set[int]:
-        """Numbers of the pairs that lack votes, and this voter's."""
-        counts = Counter(_pair(vote) for vote in self._votes if vote["check"] is None)
+        """Numbers of the pairs that lack votes of attentive voters, and this voter's."""
+        counts = Counter(map(_pair, attentive(self._votes, MIN_CHECKS)[0]))
         mine = self._answered(voter)
         return {
             index for index, pair in enumerate(self.pairs) if pair not in mine and counts[pair] < self._annotators
@@ -237,6 +237,5 @@ def _videos_in(folder: Path) -> dict[str, Path]:
 def prompt_of(name: str, models: Mapping[str, Mapping[str, Path]]) -> str:
     """The text of ``NAME.txt`` beside any of the videos, or else the words of the name."""
     texts = (videos[name].with_suffix(".txt") for videos in models.values() if name in videos)
-    return next(
-        (text.read_text("utf-8").strip() for text in texts if text.is_file()), re.sub("[-_]+", " ", Path(name).name)
-    )
+    found = (text.read_text("utf-8", errors="replace").strip() for text in texts if text.is_file())
+    return next(found, re.sub("[-_]+", " ", Path(name).name))

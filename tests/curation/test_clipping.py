@@ -1,10 +1,13 @@
 """Clips lie inside their scenes, begin at key frames where that costs little, and hold the frames planned."""
 
 import dataclasses
+import io
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from svdjax.curation.clipping import MOST_LOST, Span, plan, write_clip
 from svdjax.curation.cuts import Cut
@@ -13,6 +16,8 @@ from svdjax.data.decoding import decode_all
 from svdjax.errors import UserError
 from tests.curation.films import BIKE_CUTS, BIKES
 from tests.data.clips import encode, numbers, ramp
+
+COLOURS = [(220, 40, 30), (40, 160, 60), (30, 60, 220), (230, 210, 40), (128, 128, 128), (250, 250, 250)]
 
 
 def scanned(frames=100, keys=(0, 25, 50, 75), cuts=(), packets=None, **changes):
@@ -65,6 +70,21 @@ def test_frames_of_a_dissolve_are_in_no_clip():
     ]
 
 
+def test_a_hard_cut_inside_a_damaged_stretch_opens_no_scene_in_it():
+    for cuts in ([Cut(30, 80), Cut(40, 40)], [Cut(30, 60), Cut(30, 30), Cut(50, 80)]):
+        found = dataclasses.replace(scanned(keys=(0, 80)), cuts=cuts)
+        assert plan(found, shortest=1.0, longest=60.0) == [
+            Span(first=0, stop=30, copy=True),
+            Span(first=80, stop=100, copy=True),
+        ]
+
+
+def test_only_scenes_below_the_shortest_are_lost_and_none_to_a_move():
+    (span,) = plan(scanned(21, keys=(2,)), shortest=2.0, longest=60.0)
+    assert span == Span(first=0, stop=21, copy=False)
+    assert plan(scanned(19, keys=(0,)), shortest=2.0, longest=60.0) == []
+
+
 @pytest.mark.parametrize("copy", [True, False])
 def test_a_clip_holds_the_frames_planned(tmp_path, copy):
     path = tmp_path / "film.mp4"
@@ -91,3 +111,47 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     found = scan(BIKES, "bikes")
     with pytest.raises(UserError, match="cannot be written"):
         write_clip(BIKES, found, Span(first=0, stop=30, copy=True), tmp_path / "file" / "clip.mp4", "bikes")
+
+
+def coloured(*, codec="libx264", pixels="yuv420p", range_=ColorRange.MPEG, shape=Fraction(1)):
+    """A second of bars of `COLOURS`: BT.709, and tagged so, or RGB; and pixels of some shape."""
+    bars = np.repeat(np.array(COLOURS, np.uint8), 32, axis=0)[None].repeat(64, 0)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as file:
+        stream = file.add_stream(codec, rate=10, options={"crf": "10"} if codec == "libx264" else {})
+        stream.height, stream.width, stream.pix_fmt = *bars.shape[:2], pixels
+        context = stream.codec_context
+        context.sample_aspect_ratio = shape
+        rgb = av.VideoFrame.from_ndarray(bars, format="rgb24")
+        if pixels == "bgr0":
+            picture = rgb.reformat(format=pixels)
+        else:
+            context.colorspace, context.color_range = Colorspace.ITU709, range_
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+            picture = rgb.reformat(format=pixels, dst_colorspace=Colorspace.ITU709, dst_color_range=range_)
+        for number in range(10):
+            picture.pts, picture.time_base = number, Fraction(1, 10)
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"range_": ColorRange.JPEG}, {"codec": "ffv1", "pixels": "bgr0"}], ids=["709", "full", "rgb"]
+)
+def test_a_clip_that_is_encoded_anew_has_the_colours_of_the_film(tmp_path, kind):
+    path = tmp_path / "film.mkv"
+    path.write_bytes(coloured(**kind))
+    write_clip(path, scan(path, "film"), Span(first=2, stop=8, copy=False), tmp_path / "clip.mp4", "film")
+    for file in (path, tmp_path / "clip.mp4"):
+        middles = decode_all(file).frames[0, 32, 16::32].astype(int)
+        np.testing.assert_allclose(middles, COLOURS, atol=6)
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_clip_has_pixels_of_the_shape_of_the_films(tmp_path, copy):
+    path = tmp_path / "film.mkv"
+    path.write_bytes(coloured(shape=Fraction(16, 11)))
+    write_clip(path, scan(path, "film"), Span(first=0, stop=10, copy=copy), tmp_path / "clip.mp4", "film")
+    with av.open(tmp_path / "clip.mp4") as clip:
+        assert clip.streams.video[0].sample_aspect_ratio == Fraction(16, 11)

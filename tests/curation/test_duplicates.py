@@ -127,17 +127,20 @@ def test_rows_join_by_hash_or_embedding_but_not_in_chains():
     one, other = rng.standard_normal((2, 3, 8))
     rows = [
         {"name": "plain", "height": 9, "width": 9},
-        {"name": "a", "height": 4, "width": 4, "hash": [0, 0, 0], "clip_embedding": one.tolist()},
-        {"name": "like a", "height": 2, "width": 2, "hash": [1, 0, 2], "clip_embedding": other.tolist()},
-        {"name": "moved a", "height": 3, "width": 3, "hash": [-1, -1, -1], "clip_embedding": one.tolist()},
-        {"name": "like like a", "height": 1, "width": 1, "hash": None, "clip_embedding": other.tolist()},
+        {"name": "a", "height": 4, "width": 4, "hash": [0, 0, 0]},
+        {"name": "like a", "height": 2, "width": 2, "hash": [1, 0, 2]},
+        {"name": "moved a", "height": 3, "width": 3, "hash": [-1, -1, -1]},
+        {"name": "like like a", "height": 1, "width": 1, "hash": None},
     ]
-    found = find_duplicates(rows, bits=1)
+    embeddings = np.stack([np.full_like(one, np.nan), one, other, one, other])
+    found = find_duplicates(rows, embeddings, bits=1)
     assert found.groups == [[1, 3, 2]] and found.kept == [0, 1, 4]
     told = [{"name": name, "hash": [3, 3, 3], "caption": caption} for name, caption in (("a", "told"), ("b", None))]
     assert find_duplicates(told).kept == [0]
-    assert find_duplicates(rows, bits=1, cosine=1.1).groups == [[1, 2]]
+    assert find_duplicates(rows, np.full((5, 3, 8), np.nan), bits=1) == find_duplicates(rows, bits=1)
+    assert find_duplicates(rows, embeddings, bits=1, cosine=1.1).groups == [[1, 2]]
     assert find_duplicates([]).kept == []
     same = [{"name": f"{i:05}", "hash": [7, 7, 7]} for i in range(30_000)]  # 450 million pairs
-    assert find_duplicates([*same, *rows], bits=1).kept == [29_999, 30_000, 30_001, 30_004]
+    many = np.concatenate([np.full((30_000, 3, 8), np.nan), embeddings])
+    assert find_duplicates([*same, *rows], many, bits=1).kept == [29_999, 30_000, 30_001, 30_004]
     assert find_duplicates(rows[:1]).kept == [0]

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from svdjax.curation.filtering import Filter, Rules, choose, run, table
-from svdjax.curation.store import write_rows
+from svdjax.curation.store import HEAVY, read_embeddings, read_rows, write_rows
 from svdjax.curation.thresholds import PAPER, Axis, decide
 from svdjax.data.motion import MotionBuckets
 from svdjax.data.opening import open_source
@@ -91,6 +91,24 @@ def test_shards_hold_what_passes_and_training_reads_them(tmp_path):
     assert batch["video"].shape == (2, 4, 32, 32, 3)
 
 
+def test_embeddings_are_read_as_one_array_and_the_rows_do_not_hold_what_is_heavy(tmp_path):
+    rng = np.random.default_rng(0)
+    one, other = rng.standard_normal((2, 3, 5)).astype(np.float32)
+    write_rows(tmp_path, "a", [], [])
+    heavy = [{"flow_map": b"12", "flow_map_shape": [1, 1, 1], "clip_embedding": x.tolist()} for x in (one, other)]
+    write_rows(tmp_path, "b", [{"name": "0"} | heavy[0], {"name": "1"}], [])
+    write_rows(tmp_path, "c", [{"name": "2"}], [])
+    write_rows(tmp_path, "d", [{"name": "3"} | heavy[1], {"name": "4"} | heavy[0]], [])
+    rows, embeddings = read_rows(tmp_path), read_embeddings(tmp_path)
+    assert [row["name"] for row in rows] == list("01234") and not set(HEAVY) & rows[0].keys()
+    gone = np.full((3, 5), np.nan)
+    np.testing.assert_array_equal(embeddings, [one, gone, gone, other, one])
+    assert choose(rows, Rules(), embeddings).removed["duplicate"] == [0]
+    write_rows(tmp_path, "b", [], [])
+    write_rows(tmp_path, "d", [], [])
+    assert read_embeddings(tmp_path) is None
+
+
 def test_one_motion_of_the_camera_can_be_chosen_and_the_unknown_is_no_motion(tmp_path):
     made = annotated(tmp_path / "set")
     cameras = ["pan left", "pan right", "zoom in", None] * 3
@@ -121,8 +139,14 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="holds no annotations"):
         run(Filter(directory=tmp_path))
     annotated(tmp_path / "set", 3)
-    with pytest.raises(UserError, match="not empty"):
-        run(Filter(directory=tmp_path / "set", out=tmp_path / "set"))
+    (tmp_path / "file").touch()
+    for out in ("set", "file"):
+        with pytest.raises(UserError, match="not empty, or no directory"):
+            run(Filter(directory=tmp_path / "set", out=tmp_path / out))
+    with pytest.raises(UserError, match="--shards 0: must be at least 1"):
+        Filter(directory=tmp_path / "set", out=tmp_path / "s", shards=0)
+    with pytest.raises(UserError, match="no shards are written without --out"):
+        Filter(directory=tmp_path / "set", shards=2)
     with pytest.raises(UserError, match="no clip passes"):
         run(Filter(directory=tmp_path / "set", out=tmp_path / "s", rules=Rules(still=1e9)))
     (tmp_path / "set" / "clips" / "film" / "film_2.mp4").unlink()

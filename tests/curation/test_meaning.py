@@ -69,8 +69,11 @@ def test_each_axis_that_is_left_out_has_a_line_that_names_the_option(monkeypatch
     found, notices = open_meaning(Settings(clip_image="svd", endpoint="http://localhost:1/v1"))
     assert ["--aesthetic" in notices[0], "--clip-text" in notices[1], len(notices)] == [True, True, 2]
     assert found.texts is None and found.captions.merge is not None
-    with pytest.raises(UserError, match="name the image tower, too, with --clip-image"):
-        open_meaning(Settings(aesthetic="head.safetensors"))
+    for alone in ({"aesthetic": "head.safetensors"}, {"clip_text": "sd21.safetensors"}):
+        with pytest.raises(UserError, match="name the image tower, too, with --clip-image"):
+            Settings(**alone)
+    with pytest.raises(UserError, match="give its address, too, with --endpoint"):
+        Settings(endpoint_model="m")
     wide = TextEmbedder(tower=random_model(CLIPText, replace(TEXT, projection_dim=8)))
     monkeypatch.setattr("svdjax.curation.meaning.open_text_embedder", lambda path: wide)
     with pytest.raises(UserError, match="give both towers of one CLIP"):
@@ -128,6 +131,6 @@ def test_a_captioner_that_is_away_ends_the_run_and_the_next_one_misses_nothing(t
 def test_a_run_goes_on_with_the_same_captioner_at_another_address(tmp_path):
     claim(tmp_path / "out", Settings(endpoint="http://one:1/v1", endpoint_model="m"))
     claim(tmp_path / "out", Settings(endpoint="http://other:2/v1", endpoint_model="m"))
-    for other in (Settings(endpoint="http://one:1/v1", endpoint_model="n"), Settings(endpoint_model="m")):
+    for other in (Settings(endpoint="http://one:1/v1", endpoint_model="n"), Settings()):
         with pytest.raises(UserError, match="was curated with other settings"):
             claim(tmp_path / "out", other)

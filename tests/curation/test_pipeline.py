@@ -16,7 +16,8 @@ from svdjax.curation.command import Curate, main, run
 from svdjax.curation.pipeline import Task
 from svdjax.curation.settings import Settings
 from svdjax.curation.sources import SourceVideo, find_videos
-from svdjax.curation.store import read_rows
+from svdjax.curation.store import read_failures, read_notes, read_rows
+from svdjax.data.decoding import probe
 from svdjax.data.opening import open_source
 from svdjax.errors import UserError
 from svdjax.evaluation.camera import CAMERAS
@@ -50,14 +51,18 @@ def files(out):
     return sorted(path.relative_to(out).as_posix() for path in (out / "clips").rglob("*") if path.is_file())
 
 
-def test_a_run_gives_clips_rows_shards_and_names_what_failed(videos, whole, capsys):
+def test_a_run_gives_clips_rows_shards_and_names_what_failed(videos, whole, capsys, monkeypatch):
     rows = read_rows(whole)
     assert len(rows) == COUNT == len({row["name"] for row in rows})
     assert files(whole) == sorted(row["file"] for row in rows)
     assert [row["caption"] for row in rows if row["source"].endswith("film_03.mp4")] == ["a caption"]
     assert rows[0].get("text_area") is None
+    install = "text: rapidocr is not installed (run `pip install 'svdjax[curate]'`), so text_area is left out"
+    monkeypatch.setattr("svdjax.curation.command.open_stages", lambda settings: ({}, [install]))
     run(Curate(sources=(str(videos),), out=whole, settings=SETTINGS))  # nothing is left to do but the broken one
-    said = " ".join(capsys.readouterr().out.split())
+    lines = capsys.readouterr().out.splitlines()
+    said = " ".join(" ".join(lines).split())
+    assert f"left out: {install}" in lines and f"train with --data.train {whole / 'shards'}" in lines
     assert f"{COUNT} of {COUNT + 1} videos are done already" in said and "broken.mp4 cannot be read" in said
     assert 0 < len(open_source(whole / "shards")) < COUNT
     assert read_rows(whole) == rows
@@ -74,6 +79,10 @@ def test_other_settings_and_directories_are_refused(videos, whole, tmp_path):
         run(Curate(sources=(str(tmp_path / "one"),), out=tmp_path / "out", settings=SETTINGS))
     with pytest.raises(UserError, match="--workers -1"):
         Curate(sources=("x",), out=tmp_path, workers=-1)
+    with pytest.raises(UserError, match="--engine beam has workers of its own"):
+        Curate(sources=("x",), out=tmp_path, workers=2, engine="beam")
+    with pytest.raises(UserError, match="are for --engine beam"):
+        Curate(sources=("x",), out=tmp_path, beam_options="--direct_num_workers=2")
     with pytest.raises(UserError, match="--shortest 5 --longest 2"):
         Settings(shortest=5.0, longest=2.0)
 
@@ -198,6 +207,61 @@ def test_an_unknown_camera_motion_is_refused_with_those_that_are(whole, capsys):
     assert "'pan lefft'" in said and all(f"'{camera}'" in said for camera in CAMERAS)
 
 
+def test_a_full_disk_ends_the_run_and_is_no_fault_of_the_video(tmp_path):
+    (tmp_path / "film.mp4").write_bytes(film())
+    code = (
+        "import resource, sys; from pathlib import Path; from svdjax.curation.pipeline import Task; "
+        "from svdjax.curation.settings import Settings; from svdjax.curation.sources import find_videos; "
+        "(video,) = find_videos(sys.argv[1:2]); task = Task(out=Path(sys.argv[2]), settings=Settings(text=False)); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); task(video)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "film.mp4"), str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    last = ran.stderr.strip().rpartition("\n")[2]
+    assert "UserError" in last and last.endswith(".mp4: cannot be written (File too large)"), ran.stderr
+    assert not list(tmp_path.glob("out/annotations/*")) and not list(tmp_path.glob("out/clips/*/*.mp4"))
+
+
+def task_and_video(folder, settings):
+    """A task, and a video of 4.8 s for it."""
+    (folder / "film.mp4").write_bytes(film(48))
+    (video,) = find_videos([str(folder / "film.mp4")])
+    return Task(out=folder / "out", settings=settings), video
+
+
+def test_what_is_missing_on_a_machine_is_no_fault_of_the_video(tmp_path):
+    task, video = task_and_video(tmp_path, Settings(text=False, clip_image=str(tmp_path / "nowhere.safetensors")))
+    with pytest.raises(UserError, match=r"nowhere\.safetensors"):
+        task(video)
+    assert not list(tmp_path.glob("out/annotations/*"))
+
+
+def test_a_stage_that_fails_leaves_the_video_to_the_next_run_and_a_bad_clip_is_noted(tmp_path, monkeypatch):
+    task, video = task_and_video(tmp_path, Settings(text=False, longest=3.0))
+
+    def fails(*seen):
+        raise UserError("it fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("svdjax.curation.pipeline.open_stages", lambda settings: ({"fails": fails}, []))
+        task(video)
+    assert not task.is_done(video) and [f["error"] for f in read_failures(tmp_path / "out")] == ["it fails"]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "svdjax.curation.pipeline.probe", lambda file: fails() if "_000000" in file.name else probe(file)
+        )
+        task(video)
+    (row,) = read_rows(tmp_path / "out")
+    assert files(tmp_path / "out") == [row["file"]] and row["start"] > 2
+    assert read_notes(tmp_path / "out") == {video.name: ["it fails"]} and not read_failures(tmp_path / "out")
+
+
+def test_processes_that_would_share_an_accelerator_are_refused(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+    with pytest.raises(UserError, match="--workers 2 with --clip-image: several processes cannot share the tpu"):
+        run(Curate(sources=(str(videos),), out=tmp_path, workers=2, settings=Settings(clip_image="svd")))
+
+
 def test_one_video_can_be_annotated_alone(tmp_path):
     path = tmp_path / "a film.mp4"
     path.write_bytes(film())
@@ -205,3 +269,8 @@ def test_one_video_can_be_annotated_alone(tmp_path):
     assert Task(out=tmp_path / "out", settings=SETTINGS)(video) == video.name
     (row,) = read_rows(tmp_path / "out")
     assert row["frames"] == 24 and (tmp_path / "out" / row["file"]).is_file()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / path.name).write_bytes(film())
+    (twin,) = find_videos([str(tmp_path / "other" / path.name)])
+    with pytest.raises(UserError, match="would have one name"):  # of another source, in a later run
+        Task(out=tmp_path / "out", settings=SETTINGS)(twin)

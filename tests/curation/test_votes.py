@@ -70,6 +70,14 @@ def test_every_pair_gets_as_many_votes_as_annotators_each_of_another_voter(folde
     assert [q.ticket for q in orders[0]] != [q.ticket for q in orders[1]]
 
 
+def test_votes_of_those_who_miss_checks_take_no_place_of_others(folders, votes, poll_of):
+    poll = poll_of(folders, votes, annotators=1, check_every=2)
+    vote_all(poll, "asleep", lambda question: "right" if question.check == "left" else "left")
+    assert poll.progress("asleep") == (7, 0) and poll.progress("ann") == (0, 7)
+    vote_all(poll, "ann", lambda question: question.check or "left")
+    assert poll.progress("ann") == (7, 0) and poll.question("bob") is None
+
+
 def test_sides_are_drawn_evenly_and_orders_repeat_with_the_seed(tmp_path, poll_of):
     models = {model: {f"{i:03}": tmp_path for i in range(200)} for model in "ab"}
     asked = {seed: vote_all(poll_of(models, tmp_path / f"{seed}.jsonl", seed=seed % 2, check_every=0), "v")
@@ -208,6 +216,8 @@ def test_a_voter_votes_over_http_and_the_page_never_names_a_model(folders, votes
 def test_the_prompt_is_that_of_the_text_file_or_the_name(folders):
     models = videos_of_models(folders)
     assert prompt_of("deep/x", models) == "a red <ball>" and prompt_of("deep/y", models) == "y"
+    (folders[1] / "deep/x.txt").write_bytes("Café".encode("latin-1"))
+    assert prompt_of("deep/x", models) == "Caf\ufffd"
 
 
 def test_a_second_click_counts_once(folders, votes, poll_of):
