@@ -7,17 +7,15 @@ more than a tenth of the scene, or a player could not read the copy, the clip is
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
 
 from svdjax.conversion.output import finished
 from svdjax.curation.scan import Scan
-from svdjax.data.decoding import opened
+from svdjax.data.decoding import frames_of, opened_at, packets_of
 from svdjax.errors import UserError
 from svdjax.typing import Int, ndarray
 
@@ -110,31 +108,15 @@ def write_clip(path: Path, scan: Scan, span: Span, out: Path, name: str) -> None
         (_copy if span.copy else _encode)(path, wanted, partial, name)
 
 
-@contextmanager
-def _opened_at(path: Path, start: int, name: str) -> Iterator[InputContainer]:
-    """A video, to be read from the last key frame up to a time stamp; or from its beginning, if that is not found.
-
-    Containers without an index, such as MPEG-TS, may seek too far.
-    """
-    with opened(path, name) as container:
-        stream = container.streams.video[0]
-        container.seek(start, stream=stream)
-        first = next((packet.pts for packet in container.demux(stream) if packet.pts is not None), None)
-        if first is not None and first <= start:
-            container.seek(start, stream=stream)
-            yield container
-            return
-    with opened(path, name) as container:
-        yield container
-
-
 def _copy(path: Path, wanted: Int[ndarray, " t"], out: Path, name: str) -> None:
     """Take the packets over, with time stamps that begin at 0."""
     start, left = int(wanted[0]), len(wanted)
-    with _opened_at(path, start, name) as source, av.open(out, "w", format="mp4") as target:
-        stream = source.streams.video[0]
-        copied = target.add_stream_from_template(stream)
-        for packet in source.demux(stream):
+    with (
+        opened_at(path, name, lambda _: start, packets_of) as (source, packets),
+        av.open(out, "w", format="mp4") as target,
+    ):
+        copied = target.add_stream_from_template(source.streams.video[0])
+        for packet in packets:
             if packet.pts is None or not start <= packet.pts <= wanted[-1]:
                 continue
             packet.pts -= start
@@ -150,10 +132,13 @@ def _copy(path: Path, wanted: Int[ndarray, " t"], out: Path, name: str) -> None:
 def _encode(path: Path, wanted: Int[ndarray, " t"], out: Path, name: str) -> None:
     """Decode and encode as 8-bit H.264; an odd side loses a row or column."""
     start, left = int(wanted[0]), set(wanted.tolist())
-    with _opened_at(path, start, name) as source, av.open(out, "w", format="mp4") as target:
+    with (
+        opened_at(path, name, lambda _: start, frames_of) as (source, frames),
+        av.open(out, "w", format="mp4") as target,
+    ):
         stream = source.streams.video[0]
         encoded = None
-        for frame in source.decode(stream):
+        for frame in frames:
             if frame.pts not in left:
                 if not left or (frame.pts or 0) > wanted[-1]:
                     break

@@ -4,11 +4,13 @@ A video is a file path, the bytes of a file, or `Frames` that were decoded befor
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -25,6 +27,8 @@ THREADS: ContextVar[int] = ContextVar("THREADS", default=0)
 
 # A frame counts as shown from a thousandth of a second before its time stamp: containers round them.
 _EARLY = 1e-3
+_WORTH_SEEKING = 1.0  # seconds from the first frame; what lies nearer is reached by decoding
+_GUESSED = 2.0  # seconds in which MPEG-PS has no time stamps of its own after a seek; the standard allows 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,7 @@ def decode_all(video: Video, *, size: tuple[int, int] | None = None, name: str =
         return video if size is None else Frames(frames=resize_crop(video.frames, size), times=video.times)
     frames, times = [], []
     with opened(video, name) as container:
-        for frame, time in timed_frames(container):
+        for frame, time in timed(frames_of(container), container.streams.video[0]):
             pixels = to_rgb(frame)[None]
             frames.append(pixels if size is None else resize_crop(pixels, size))
             times.append(time)
@@ -159,6 +163,53 @@ def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
         raise UserError(f"{label} cannot be read as a video ({reason}): replace or remove it") from None
 
 
+@contextmanager
+def opened_at(
+    video: Path | bytes,
+    name: str,
+    place: Callable[[av.VideoStream], int],
+    read: Callable[[InputContainer], Iterator[Any]],
+) -> Iterator[tuple[InputContainer, Iterator[Any]]]:
+    """A video, and what is read of it from the last key frame up to a time stamp, or from the video's beginning.
+
+    Containers that do not list their key frames, such as MPEG-PS and MPEG-TS, seek too far.
+
+    Args:
+        place: gives the time stamp, in the stream's time base.
+        read: what is read: `frames_of` or `packets_of`.
+    """
+    with opened(video, name) as container:
+        found = _sought(container, place(container.streams.video[0]), read)
+        if found is not None:
+            yield container, found
+            return
+    with opened(video, name) as container:
+        yield container, read(container)
+
+
+def _sought(
+    container: InputContainer, stamp: int, read: Callable[[InputContainer], Iterator[Any]]
+) -> Iterator[Any] | None:
+    """What `opened_at` reads, or None where the first of it comes after the time stamp."""
+    stream = container.streams.video[0]
+    if container.format.name == "mpeg":
+        stamp -= int(_GUESSED / stream.time_base)
+    if stamp <= (stream.start_time or 0):
+        return read(container)
+    container.seek(stamp, stream=stream)
+    found = read(container)
+    first = next((each for each in found if each.pts is not None), None)
+    return chain([first], found) if first is not None and first.pts <= stamp else None
+
+
+def frames_of(container: InputContainer) -> Iterator[av.VideoFrame]:
+    return container.decode(container.streams.video[0])
+
+
+def packets_of(container: InputContainer) -> Iterator[av.Packet]:
+    return container.demux(container.streams.video[0])
+
+
 def walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tuple[av.VideoFrame, int]]:
     """The frames on show at ascending targets, each with how many of the targets it serves, as they are decoded.
 
@@ -166,10 +217,16 @@ def walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tuple
         UserError: not a readable video, or it ends before the last target.
     """
     label = name or (str(video) if isinstance(video, Path) else "video")
-    with opened(video, name) as container:
-        start = _seek(container, targets[0])
+
+    def place(stream: av.VideoStream) -> int:
+        ahead = targets[0] + _EARLY if targets[0] > _WORTH_SEEKING else 0.0
+        return (stream.start_time or 0) + int(ahead / stream.time_base)
+
+    with opened_at(video, name, place, frames_of) as (container, frames):
+        stream = container.streams.video[0]
+        start = float((stream.start_time or 0) * stream.time_base)
         shown, shown_at, step, done = None, 0.0, 0.0, 0
-        for frame, time in timed_frames(container):
+        for frame, time in timed(frames, stream):
             ready = sum(target + _EARLY < time - start for target in targets[done:])
             if ready and shown is not None:
                 yield shown, ready
@@ -178,27 +235,15 @@ def walk(video: Path | bytes, targets: list[float], name: str) -> Iterator[tuple
                 return
             step = max(step, time - shown_at) if shown is not None else 0.0
             shown, shown_at = frame, time
-        if shown is None or targets[-1] > shown_at - start + max(
-            1.5 * step, 1.5 / nominal_rate(container.streams.video[0])
-        ):
+        if shown is None or targets[-1] > shown_at - start + max(1.5 * step, 1.5 / nominal_rate(stream)):
             raise UserError(f"{label} ends before second {targets[-1]:.2f}: replace it, it may be truncated")
         yield shown, len(targets) - done
 
 
-def _seek(container: InputContainer, target: float) -> float:
-    """Go to the key frame at or before ``target`` and return the time of the video's first frame."""
-    stream = container.streams.video[0]
-    origin = float((stream.start_time or 0) * stream.time_base)
-    if target > 1.0:
-        container.seek(int((origin + target) / stream.time_base), stream=stream)
-    return origin
-
-
-def timed_frames(container: InputContainer) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Decode; frames without a time stamp get the nominal rate's."""
-    stream = container.streams.video[0]
+def timed(frames: Iterable[av.VideoFrame], stream: av.VideoStream) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Frames with their times in seconds; one without a time stamp gets the nominal rate's."""
     rate = nominal_rate(stream)
-    for index, frame in enumerate(container.decode(stream)):
+    for index, frame in enumerate(frames):
         yield frame, index / rate if frame.time is None else frame.time
 
 

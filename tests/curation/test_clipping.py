@@ -77,6 +77,16 @@ def test_a_clip_holds_the_frames_planned(tmp_path, copy):
     np.testing.assert_allclose(clip.times, np.arange(8) / 10, atol=1e-3)
 
 
+def test_a_clip_of_a_container_that_seeks_too_far_holds_the_frames_planned(tmp_path):
+    path = tmp_path / "film.mpg"
+    still = {"sc_threshold": "1000000000"}
+    path.write_bytes(
+        encode(np.repeat(ramp(22), 5, axis=0), codec="mpeg2video", container="mpeg", fps=25, gop=40, options=still)
+    )
+    write_clip(path, scan(path, "film"), Span(first=75, stop=85, copy=False), tmp_path / "clip.mp4", "film")
+    assert numbers(decode_all(tmp_path / "clip.mp4").frames) == [15] * 5 + [16] * 5
+
+
 def test_a_copy_has_the_very_pictures_of_the_film(tmp_path):
     found = scan(BIKES, "bikes")
     spans = plan(found, shortest=1.0, longest=60.0)

@@ -33,6 +33,16 @@ def test_sampling_at_a_lower_rate_after_seeking(gop, start):
     assert numbers(decode(data, times)) == expected.tolist()
 
 
+@pytest.mark.parametrize(("codec", "container"), [("mpeg2video", "mpeg"), ("libx264", "mpegts")])
+def test_a_container_that_seeks_too_far_gives_the_same_frames(codec, container):
+    """MPEG-PS lands between key frames, MPEG-TS after the frame that is asked for."""
+    still = {"x264-params": "scenecut=0:bframes=0"} if codec == "libx264" else {"sc_threshold": "1000000000"}
+    video = np.repeat(ramp(22), 5, axis=0)
+    data = encode(video, codec=codec, container=container, fps=25, gop=40, options=still)
+    for time in np.arange(0.1, 4.3, 0.4):
+        assert numbers(decode(data, [time])) == [int(time * 5)], time
+
+
 def test_times_finer_than_the_frame_rate_repeat_frames():
     assert numbers(decode(encode(ramp(4)), [0.0, 0.04, 0.1, 0.16, 0.3])) == [0, 0, 1, 1, 3]
 
@@ -111,8 +121,8 @@ def test_only_the_needed_part_is_decoded(monkeypatch):
     from svdjax.data import decoding
 
     seen = []
-    real = decoding.timed_frames
-    monkeypatch.setattr(decoding, "timed_frames", lambda c: (seen.append(t) or (f, t) for f, t in real(c)))
+    real = decoding.timed
+    monkeypatch.setattr(decoding, "timed", lambda *args: (seen.append(t) or (f, t) for f, t in real(*args)))
     decode(encode(ramp(22), gop=5), [1.2, 1.4])
     assert min(seen) >= 0.9 and max(seen) <= 1.6
 
