@@ -148,6 +148,7 @@ def _encode(path: Path, wanted: Int[ndarray, " t"], out: Path, name: str) -> Non
                 encoded = target.add_stream("libx264", rate=stream.average_rate or 25, options=_QUALITY)
                 encoded.width, encoded.height = max(2, frame.width // 2 * 2), max(2, frame.height // 2 * 2)
                 encoded.pix_fmt, encoded.codec_context.time_base = "yuv420p", stream.time_base
+                encoded.codec_context.sample_aspect_ratio = stream.sample_aspect_ratio or 1
                 if frame.rotation:
                     encoded.set_display_rotation(frame.rotation)
             picture = frame.reformat(width=encoded.width, height=encoded.height, format="yuv420p")

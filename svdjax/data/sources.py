@@ -6,7 +6,7 @@ same pipeline. `opening.open_source` chooses by what is in the directory.
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
@@ -24,6 +24,7 @@ from svdjax.typing import Float, Int, ndarray
 
 ANNOTATIONS = "svdjax-annotations.json"
 PICTURES = "svdjax-pictures.json"
+_VERSION = 2  # of what `measure` says of a file: 1 took all pixels for square
 
 log = logging.getLogger(__name__)
 
@@ -132,11 +133,9 @@ class FolderSource:
         """
         files, self.has_pictures = _clips_in(directory)
         self.motion_measure = STILL if self.has_pictures else MEASURE
-        cache = directory / (PICTURES if self.has_pictures else ANNOTATIONS)
-        measure_file = pictures.measure_picture if self.has_pictures else measure
         found = measure_all(
-            [_measurable(file, file.relative_to(directory).as_posix(), measure_file) for file in files],
-            cache,
+            [_measurable(file, file.relative_to(directory).as_posix(), self.has_pictures) for file in files],
+            directory / (PICTURES if self.has_pictures else ANNOTATIONS),
             what=f"files in {directory}",
             max_bad=max_bad,
         )
@@ -259,13 +258,12 @@ def _clips_in(directory: Path) -> tuple[list[Path], bool]:
     return videos or stills, not videos
 
 
-def _measurable(file: Path, name: str, measure_file: Callable[[Path, str], dict[str, Any]]) -> Measurable:
+def _measurable(file: Path, name: str, is_picture: bool) -> Measurable:
     stat = file.stat()
-    return Measurable(
-        name=name,
-        stamp={"bytes": stat.st_size, "changed": stat.st_mtime_ns},
-        measure=lambda: measure_file(file, name),
-    )
+    stamp = {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
+    if is_picture:
+        return Measurable(name=name, stamp=stamp, measure=lambda: pictures.measure_picture(file, name))
+    return Measurable(name=name, stamp=stamp | {"version": _VERSION}, measure=lambda: measure(file, name))
 
 
 def measure(video: Video, name: str) -> dict[str, Any]:

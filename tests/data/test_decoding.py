@@ -1,5 +1,7 @@
 """Decoding: the right frames at the right times, upright and in true colours, from every kind of file."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,25 @@ def test_phone_videos_are_turned_upright(quarter_turns):
     assert np.abs(decoded.astype(int) - expected).mean() < 4
     info = probe(data)
     assert (info.height, info.width) == expected.shape[1:3]
+
+
+@pytest.mark.parametrize(("container", "quarter_turns"), [("mp4", 0), ("mp4", 1), ("matroska", 0)])
+def test_pixels_that_are_not_square_are_made_square(container, quarter_turns):
+    """A box of 32 x 32 pixels that are shown 16:9 is shown 57 wide and 32 high, at its place."""
+    video = np.full((2, 96, 128, 3), 20, np.uint8)
+    video[:, 32:64, 16:48] = 220
+    data = encode(video, container=container, aspect=Fraction(16, 9))
+    if quarter_turns:
+        data = turned(data, quarter_turns)
+    turn = -quarter_turns
+    wanted = np.full((96, 228), False)
+    wanted[32:64, 28:85] = True
+    info, (whole,) = probe(data), decode(data, [0.0])
+    assert (info.height, info.width) == whole.shape[:2] == np.rot90(wanted, turn).shape
+    assert ((whole[..., 0] > 120) == np.rot90(wanted, turn)).mean() > 0.99
+    (part,) = decode(data, [0.0], size=(48, 48))
+    assert ((part[..., 0] > 120) == np.rot90(wanted[::2, 66:162:2], turn)).mean() > 0.97
+    np.testing.assert_array_equal(decode_all(data, size=(48, 48)).frames[0], part)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -57,6 +58,18 @@ def test_measurements_are_kept_until_a_file_changes(folder, monkeypatch):
     os.utime(folder / "c.avi", (time.time(), time.time() + 10))
     changed = FolderSource(folder)
     assert [changed[i].annotations["motion_score"] == 99.0 for i in range(5)] == [False, False, True, False, False]
+
+
+def test_sizes_that_were_measured_as_if_all_pixels_were_square_are_measured_again(folder):
+    (folder / "wide.mp4").write_bytes(encode(ramp(8), aspect=Fraction(2)))
+    buckets = FolderSource(folder).buckets
+    found = json.loads((folder / ANNOTATIONS).read_text())
+    assert found["clips"]["wide.mp4"]["width"] == 96
+    del found["clips"]["wide.mp4"]["version"]
+    found["clips"]["wide.mp4"]["width"] = 48
+    (folder / ANNOTATIONS).write_text(json.dumps(found))
+    again = FolderSource(folder)
+    assert again.geometry()[:, 3].tolist() == [48, 48, 46, 48, 32, 96] and again.buckets == buckets
 
 
 def test_motion_buckets_stay_when_files_come_and_go(folder):
