@@ -114,7 +114,7 @@ class ShardSource:
 class FolderSource:
     """The videos in a folder and its subfolders, or the pictures where there are no videos, in order of names.
 
-    Each file is measured once (length, frame rate, Farneback motion score); the results are kept in
+    Each file is measured once (length, frame rate, Farneback motion score), bad ones noted; the results are kept in
     ``svdjax-annotations.json`` in the folder where that can be written, and used again while a file's size and time
     of change stay the same. The motion buckets are made from the files that are there the first time, kept in the
     same file, and stay when files are added. ``clip.txt`` beside ``clip.mp4`` holds its caption.
@@ -129,7 +129,7 @@ class FolderSource:
 
         Raises:
             UserError: no folder, no videos or pictures, none that can be read, or too many that cannot;
-                or videos that were not measured yet, without OpenCV.
+                or videos that were not measured yet, without OpenCV; or the results that were kept are damaged.
         """
         files, self.has_pictures = _clips_in(directory)
         self.motion_measure = STILL if self.has_pictures else MEASURE
@@ -279,7 +279,7 @@ def measure(video: Video, name: str) -> dict[str, Any]:
         "seconds": info.last + 1 / info.fps,
         "height": info.height,
         "width": info.width,
-        "motion_score": motion_score(video, name=name),
+        "motion_score": motion_score(video, name=name, info=info),
     }
 
 
