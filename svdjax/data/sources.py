@@ -15,6 +15,7 @@ import numpy as np
 
 from svdjax.data import pictures
 from svdjax.data.decoding import SUFFIXES, Video, decode_all, probe
+from svdjax.data.files import caption_beside
 from svdjax.data.measuring import Measurable, measure_all
 from svdjax.data.motion import MEASURE, STILL, MotionBuckets, motion_score
 from svdjax.data.records import FORMAT, GEOMETRY, GEOMETRY_FILE, ClipRecord, unpack
@@ -140,10 +141,7 @@ class FolderSource:
             max_bad=max_bad,
         )
         self.buckets = found.buckets
-        self._records = [
-            ClipRecord(video=directory / key, annotations=entry | _caption(directory / key))
-            for key, entry in found.annotations.items()
-        ]
+        self._records = [_record(directory / name, entry) for name, entry in found.annotations.items()]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -266,6 +264,11 @@ def _measurable(file: Path, name: str, is_picture: bool) -> Measurable:
     return Measurable(name=name, stamp=stamp | {"version": _VERSION}, measure=lambda: measure(file, name))
 
 
+def _record(file: Path, annotations: dict[str, Any]) -> ClipRecord:
+    caption = caption_beside(file)
+    return ClipRecord(video=file, annotations=annotations | ({"caption": caption} if caption else {}))
+
+
 def measure(video: Video, name: str) -> dict[str, Any]:
     """The annotations of a video about which nothing is known.
 
@@ -281,8 +284,3 @@ def measure(video: Video, name: str) -> dict[str, Any]:
         "width": info.width,
         "motion_score": motion_score(video, name=name, info=info),
     }
-
-
-def _caption(file: Path) -> dict[str, str]:
-    text = file.with_suffix(".txt")
-    return {"caption": text.read_text().strip()} if text.is_file() else {}

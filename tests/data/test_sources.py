@@ -50,6 +50,13 @@ def test_a_folder_is_measured_in_order_of_names(folder):
     assert all(1 <= source.buckets.bucket(source[i].annotations["motion_score"]) <= 255 for i in range(5))
 
 
+def test_a_caption_that_is_not_utf_8_is_read_all_the_same(folder):
+    (folder / "b.txt").write_bytes("ein Mädchen".encode("latin-1"))
+    (folder / "c.txt").write_text("ein Mädchen", encoding="utf-8")
+    captions = [record.annotations.get("caption") for record in FolderSource(folder)]
+    assert captions == ["a grey wall", "ein M\ufffddchen", "ein Mädchen", None, None]
+
+
 def test_measurements_are_kept_until_a_file_changes(folder, monkeypatch):
     first = FolderSource(folder)
     monkeypatch.setattr(sources, "motion_score", lambda file, **known: 99.0)
