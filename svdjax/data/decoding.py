@@ -17,7 +17,8 @@ import numpy as np
 from av.container import InputContainer
 from PIL import Image
 
-from svdjax.errors import UserError
+from svdjax.data.files import PatientFile, unread
+from svdjax.errors import Unread, UserError
 from svdjax.typing import Float, Int, UInt8, ndarray
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".wmv", ".ogv", ".gif")
@@ -175,10 +176,17 @@ def resize_crop(
 
 @contextmanager
 def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
-    """Open a video; whatever goes wrong inside becomes one line that names it."""
+    """Open a video; whatever goes wrong inside becomes one line that names it.
+
+    Raises:
+        UserError: it is no video that can be read; `Unread` where nothing is known to be wrong with it.
+    """
     label = name or (str(video) if isinstance(video, Path) else "video")
     try:
-        with av.open(video if isinstance(video, Path) else io.BytesIO(video)) as container:
+        with (
+            PatientFile(video) if isinstance(video, Path) else io.BytesIO(video) as file,
+            av.open(file) as container,
+        ):
             if not container.streams.video:
                 raise UserError(f"{label} holds no pictures: give a video file")
             context = container.streams.video[0].codec_context
@@ -186,8 +194,10 @@ def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
             context.thread_count = 1 if context.width * context.height <= 512 * 512 else THREADS.get()
             yield container
     except FileNotFoundError:
-        raise UserError(f"{label} does not exist: check the path") from None
+        raise Unread(f"{label} does not exist: check the path") from None
     except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
+        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+            raise unread(label, error) from None
         reason = getattr(error, "strerror", None) or str(error).split(":")[0].strip() or "it holds no frame"
         raise UserError(f"{label} cannot be read as a video ({reason}): replace or remove it") from None
 

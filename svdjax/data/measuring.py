@@ -12,7 +12,7 @@ from rich.console import Console
 
 from svdjax.data.cache import write_json
 from svdjax.data.motion import MotionBuckets
-from svdjax.errors import MissingPackage, UserError
+from svdjax.errors import MissingPackage, Unread, UserError
 from svdjax.progress import step_bar
 
 _ERROR = "error"  # what an entry says instead of annotations, of a clip that cannot be used
@@ -80,8 +80,8 @@ def measure_all(clips: Sequence[Measurable], cache: Path, *, what: str, max_bad:
     Args:
         clips: what to measure. cache: a JSON file, made if it is missing.
         what: what to call the clips in errors.
-        max_bad: share of them that may fail; they are left out and logged by name, and fail again unread until
-            their stamps change.
+        max_bad: share of them that may fail; they are left out and logged by name, and not tried again until their
+            stamps change, but for those that the system could not read.
 
     Raises:
         UserError: none can be used, too many cannot, what measures them is not installed, or the cache is damaged.
@@ -113,10 +113,12 @@ def _measure(clips: Sequence[Measurable], kept: "_Kept", bad: BadClips, what: st
                     kept.entries[clip.name] = clip.stamp | clip.measure()
                 except MissingPackage:  # or every clip would seem to be bad
                     raise
+                except Unread as error:  # which next time may not be so
+                    bad.skip(clip.name, error)
                 except UserError as error:
                     kept.entries[clip.name] = clip.stamp | {_ERROR: str(error)}
                     bad.skip(clip.name, error)
-                changed = True
+                changed |= clip.name in kept.entries
                 bar.advance(shown)
                 if time.monotonic() - written > _OFTEN:
                     kept.write()
