@@ -1,18 +1,22 @@
-"""Files as data is read from them: again, where a network file system fails for a moment.
+"""Files that data is read from and written to.
 
-A clip that one host alone took for bad would make that host's rows others than they are.
+They are read again where a network file system fails for a moment: a clip that one host alone took for bad would
+make that host's rows others than they are.
 """
 
 import io
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from svdjax.errors import Unread
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from svdjax.errors import Unread, UserError
 
 _WAITS = (0.2, 1.0, 5.0)  # seconds, each before a file is opened anew
 _LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -85,6 +89,30 @@ class PatientFile(io.RawIOBase):
             if self._file is not None:
                 self._file.close()
         self._file = None
+
+
+@contextmanager
+def record_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Write an ArrayRecord file: gives what writes one record. The file is whole after the block.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written.
+    """
+
+    def told(act: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return act(*args)
+        except (RuntimeError, OSError) as error:
+            reason = str(error).split(";")[0]
+            raise UserError(
+                f"{path} cannot be written ({reason}): make room there, or choose another place"
+            ) from None
+
+    writer = told(ArrayRecordWriter, str(path), "group_size:1")
+    try:
+        yield partial(told, writer.write)
+    finally:
+        told(writer.close)
 
 
 def unread(label: str, error: OSError) -> Unread:

@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from svdjax.data import files
+from svdjax.data.cache import write_shard
 from svdjax.data.decoding import decode, decode_all
 from svdjax.data.files import PatientFile, caption_beside
 from svdjax.data.pictures import decode_picture
+from svdjax.data.records import ClipRecord, write_shards
 from svdjax.data.sources import ANNOTATIONS, FolderSource
-from svdjax.errors import Unread
+from svdjax.errors import Unread, UserError
 from tests.data.clips import encode, ramp
 
 
@@ -123,3 +125,27 @@ def test_what_could_not_be_read_is_not_noted_as_bad(tmp_path, hiccups, monkeypat
     hiccups("nothing", every=1)
     assert list(json.loads((tmp_path / ANNOTATIONS).read_text())["clips"]) == ["b.mp4"]
     assert len(FolderSource(tmp_path)) == 2
+
+
+@pytest.fixture
+def full_disk():
+    """Files end at 100 kB, as if the disk were full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_no_part_of_a_shard(tmp_path, full_disk):
+    noise = np.random.default_rng(0)
+    items = ({"latents": noise.random(4000)} for _ in range(9))
+    with pytest.raises(
+        UserError, match=r"latents-00003\.partial cannot be written \(.*File too large\): make"
+    ) as caught:
+        write_shard(tmp_path, 3, items, {"clips": []})
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+    clip = ClipRecord(video=noise.bytes(30_000), annotations={"name": "a", "motion_score": 1.0})
+    with pytest.raises(UserError, match=r"clips-.* cannot be written \(.*File too large\): make"):
+        write_shards([clip] * 20, tmp_path / "set")
+    assert not list(tmp_path.iterdir())
