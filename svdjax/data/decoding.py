@@ -4,9 +4,9 @@ A video is a file path, the bytes of a file, or `Frames` that were decoded befor
 """
 
 import io
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,8 +23,7 @@ from svdjax.typing import Float, Int, UInt8, ndarray
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".wmv", ".ogv", ".gif")
 
-# That decode a video, of more than 512 x 512 pixels; 0 is one for each core. Worker processes set 1.
-THREADS: ContextVar[int] = ContextVar("THREADS", default=0)
+_SMALL = 512 * 512  # pixels of a video for which threads cost more than they save
 
 # A frame counts as shown from a thousandth of a second before its time stamp: containers round them.
 _EARLY = 1e-3
@@ -190,8 +189,8 @@ def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
             if not container.streams.video:
                 raise UserError(f"{label} holds no pictures: give a video file")
             context = container.streams.video[0].codec_context
-            # Threads cost more than they save on small pictures; data loading runs videos side by side anyway.
-            context.thread_count = 1 if context.width * context.height <= 512 * 512 else THREADS.get()
+            context.thread_count = threads(context.width * context.height)
+            context.thread_type = "AUTO"  # frames side by side, too: few videos are coded in slices
             yield container
     except FileNotFoundError:
         raise Unread(f"{label} does not exist: check the path") from None
@@ -200,6 +199,14 @@ def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
             raise unread(label, error) from None
         reason = getattr(error, "strerror", None) or str(error).split(":")[0].strip() or "it holds no frame"
         raise UserError(f"{label} cannot be read as a video ({reason}): replace or remove it") from None
+
+
+def threads(pixels: int) -> int:
+    """How many threads decode a video with so many pixels; 0 is one for each core.
+
+    Worker processes, of data loading or of curation, read a video each.
+    """
+    return 1 if pixels <= _SMALL or multiprocessing.parent_process() is not None else 0
 
 
 @contextmanager

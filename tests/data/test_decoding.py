@@ -5,7 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from svdjax.data.decoding import Frames, decode, decode_all, on_show, probe, resize_crop
+from svdjax.data import decoding
+from svdjax.data.decoding import Frames, decode, decode_all, on_show, opened, packets_of, probe, resize_crop
 from svdjax.data.video import encode_lossless
 from svdjax.errors import UserError
 from tests.data.clips import encode, numbers, ramp, turned
@@ -139,8 +140,6 @@ def test_size_is_applied_while_decoding():
 
 def test_only_the_needed_part_is_decoded(monkeypatch):
     """Frames converted to pixels are the ones asked for, and decoding stops after the last."""
-    from svdjax.data import decoding
-
     seen = []
     real = decoding.timed
     monkeypatch.setattr(decoding, "timed", lambda *args: (seen.append(t) or (f, t) for f, t in real(*args)))
@@ -185,3 +184,14 @@ def test_a_video_that_ends_early_is_an_error_not_a_frozen_picture():
         decode(data[: len(data) // 2], [0.0, 1.9], name="cut")
     with pytest.raises(UserError, match=r"whole ends before second 3\.00"):
         decode(data, [0.0, 3.0], name="whole")
+
+
+def test_threads_decode_frames_of_one_slice_side_by_side(monkeypatch):
+    """Then each comes out so much later."""
+
+    def ahead(threads):
+        monkeypatch.setattr(decoding, "threads", lambda pixels: threads)
+        with opened(encode(ramp(20)), "video") as container:
+            return next(number for number, packet in enumerate(packets_of(container)) if packet.decode())
+
+    assert ahead(4) == ahead(1) + 3
