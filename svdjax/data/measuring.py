@@ -89,7 +89,7 @@ def measure_all(clips: Sequence[Measurable], cache: Path, *, what: str, max_bad:
     kept = _Kept(cache, clips)
     bad = BadClips(max_share=max_bad, what=what)
     if todo := [clip for clip in clips if clip.name not in kept.entries]:
-        _measure(todo, kept, bad, what)
+        _measure(todo, kept, bad)
     for name, entry in kept.entries.items():
         if _ERROR in entry:
             bad.skip(name, UserError(entry[_ERROR]))
@@ -102,11 +102,11 @@ def measure_all(clips: Sequence[Measurable], cache: Path, *, what: str, max_bad:
     return Measured(annotations=annotations, buckets=kept.buckets)
 
 
-def _measure(clips: Sequence[Measurable], kept: "_Kept", bad: BadClips, what: str) -> None:
+def _measure(clips: Sequence[Measurable], kept: "_Kept", bad: BadClips) -> None:
     """Measure clips under a progress bar; what is known by then is kept whatever ends it."""
     written, changed = time.monotonic(), False
     with step_bar(Console(stderr=True)) as bar:
-        shown = bar.add_task(f"measuring {what}", total=len(clips))
+        shown = bar.add_task("measuring clips", total=len(clips))
         try:
             for clip in clips:
                 try:

@@ -150,6 +150,13 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(folder, monkeypatch
     assert [found[i].annotations["name"] for i in range(5)] == [*seen[:3], *seen[4:]]
 
 
+def test_how_far_it_is_with_measuring_is_shown(folder, capfd):
+    FolderSource(folder)
+    assert "5/5" in capfd.readouterr().err
+    FolderSource(folder)
+    assert not capfd.readouterr().err
+
+
 def test_what_is_known_is_not_written_again(folder):
     broken(folder, 1)
     FolderSource(folder, max_bad=0.5)
