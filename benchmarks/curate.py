@@ -31,7 +31,8 @@ from svdjax.curation.scan import scan
 from svdjax.curation.settings import Settings
 from svdjax.curation.sources import find_videos
 from svdjax.curation.text import TextArea
-from svdjax.data.decoding import THREADS, Frames
+from svdjax.data import decoding
+from svdjax.data.decoding import Frames
 from svdjax.data.motion import motion_score
 from svdjax.data.sprites import World, draw_clips
 from tests.curation.films import BIKES, PHONE, RABBIT, joined, order, right, shots, small
@@ -58,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--film", type=Path, action="append", help="measure the speed on this instead")
     args = parser.parse_args()
-    THREADS.set(1)
+    decoding.threads = lambda pixels: 1  # a speed is that of one core
     _print_truth()
     _print_speed(args.film or [BIKES, RABBIT, PHONE])
     _print_engines()

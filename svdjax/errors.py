@@ -21,6 +21,10 @@ class MissingPackage(Unavailable):
     """An optional package is not installed."""
 
 
+class Unread(UserError):
+    """The system could not read a file: what is in it is not known to be wrong."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional package.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from svdjax.data.decoding import VideoInfo, probe, resize_crop, to_rgb, walk
+from svdjax.data.decoding import VideoInfo, probe, walk
 from svdjax.data.motion import score_times, working_size
 from svdjax.typing import UInt8, ndarray
 
@@ -60,10 +60,9 @@ def look(path: Path, name: str, caption: str = "", info: VideoInfo | None = None
     wanted.sort()
     found: tuple[list[ndarray], list[ndarray]] = ([], [])
     left = iter(wanted)
-    for frame, count in walk(path, [time for time, *_ in wanted], name):
-        pixels = to_rgb(frame)[None]
+    for picture, count in walk(path, [time for time, *_ in wanted], name):
         for _, kind, size in islice(left, count):
-            found[kind].append(resize_crop(pixels, size))
+            found[kind].append(picture.rgb(size)[None])
     return ClipFrames(
         name=name,
         stills=np.concatenate(found[0]),

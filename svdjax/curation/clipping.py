@@ -8,18 +8,17 @@ more than a tenth of the scene, or a player could not read the copy, the clip is
 import errno
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 
 from svdjax.conversion.output import finished
 from svdjax.curation.scan import Scan
-from svdjax.data.decoding import opened
+from svdjax.data.decoding import frames_of, opened_at, packets_of
 from svdjax.errors import UserError
 from svdjax.typing import Int, ndarray
 
@@ -129,24 +128,6 @@ def write_clip(path: Path, scan: Scan, span: Span, out: Path, name: str) -> None
             raise UserError(f"{name}: no clip can be made of it ({error.strerror}): replace or remove it") from None
 
 
-@contextmanager
-def _opened_at(path: Path, start: int, name: str) -> Iterator[InputContainer]:
-    """A video, to be read from the last key frame up to a time stamp; or from its beginning, if that is not found.
-
-    Containers without an index, such as MPEG-TS, may seek too far.
-    """
-    with opened(path, name) as container:
-        stream = container.streams.video[0]
-        container.seek(start, stream=stream)
-        first = next((packet.pts for packet in container.demux(stream) if packet.pts is not None), None)
-        if first is not None and first <= start:
-            container.seek(start, stream=stream)
-            yield container
-            return
-    with opened(path, name) as container:
-        yield container
-
-
 def _copy(path: Path, wanted: Int[ndarray, " t"], target: OutputContainer, name: str) -> None:
     """Take the packets over, with time stamps that begin at 0."""
     start, copied = int(wanted[0]), None
@@ -162,8 +143,8 @@ def _copy(path: Path, wanted: Int[ndarray, " t"], target: OutputContainer, name:
 def _packets(path: Path, wanted: Int[ndarray, " t"], name: str) -> Iterator[av.Packet]:
     """The packets of a stretch. What its caller meets while it writes is no fault of the video: see `opened`."""
     start, left = int(wanted[0]), len(wanted)
-    with _opened_at(path, start, name) as source:
-        for packet in source.demux(source.streams.video[0]):
+    with opened_at(path, name, lambda _: start, packets_of) as (_, packets):
+        for packet in packets:
             if packet.pts is not None and start <= packet.pts <= wanted[-1]:
                 yield packet
                 left -= 1
@@ -195,9 +176,9 @@ def _encode(path: Path, wanted: Int[ndarray, " t"], target: OutputContainer, nam
 def _frames(path: Path, wanted: Int[ndarray, " t"], name: str) -> Iterator[tuple[av.VideoStream, av.VideoFrame]]:
     """The frames of a stretch, each with the stream that it is of; see `_packets`."""
     start, left = int(wanted[0]), set(wanted.tolist())
-    with _opened_at(path, start, name) as source:
+    with opened_at(path, name, lambda _: start, frames_of) as (source, frames):
         stream = source.streams.video[0]
-        for frame in source.decode(stream):
+        for frame in frames:
             if frame.pts in left:
                 left.remove(frame.pts)
                 yield stream, frame

@@ -18,7 +18,7 @@ from svdjax.curation.sources import Origin, SourceVideo, caption_of, local_file
 from svdjax.curation.stages import open_stages
 from svdjax.curation.store import read_origin, rows_file, write_failure, write_rows
 from svdjax.data.decoding import VideoInfo, probe
-from svdjax.errors import Unavailable, UserError
+from svdjax.errors import Unavailable, Unread, UserError
 
 CLIPS = "clips"
 
@@ -105,6 +105,8 @@ def annotate_video(
                 with _timed(took, "decode clips"):
                     info = probe(file)
                     clip = look(file, file.stem, caption, info)
+            except Unread:  # of the disk, not of the clip
+                raise
             except UserError as error:
                 notes.append(str(error))
                 file.unlink()

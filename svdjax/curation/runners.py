@@ -15,7 +15,6 @@ from functools import partial
 from multiprocessing.connection import wait as wait_for
 
 from svdjax.curation.sources import SourceVideo
-from svdjax.data.decoding import THREADS
 from svdjax.errors import require
 
 Run = Callable[[SourceVideo], str]
@@ -83,9 +82,8 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin() -> None:
-    """In each process: one thread for decoding, no part in Ctrl-C, and an end when the parent ends."""
+    """In each process: one thread for OpenCV, no part in Ctrl-C, and an end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    THREADS.set(1)
     require("cv2", "curate").setNumThreads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:

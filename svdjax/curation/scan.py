@@ -11,7 +11,7 @@ import numpy as np
 from av.container import InputContainer
 
 from svdjax.curation.cuts import SHORT_SIDE, Cut, Small, find_cuts
-from svdjax.data.decoding import frame_rate, nominal_rate, opened
+from svdjax.data.decoding import frame_rate, nominal_rate, opened, pictures_of
 from svdjax.errors import UserError
 from svdjax.typing import Float, Int, ndarray
 
@@ -29,7 +29,7 @@ class Scan:
         packets: time stamps of the packets in the order of decoding.
         keys: numbers of the frames with which decoding can begin.
         cuts: changes of scene, and damaged stretches.
-        height, width: of the frames as they are shown, rotation applied.
+        height, width: of the frames as they are shown, upright and with square pixels.
         fps: frames per second. codec: FFmpeg's name of it.
         notes: what is wrong with the file, in words; empty for a sound one.
     """
@@ -114,8 +114,7 @@ class _Seen:
                 continue
             if small is None:
                 small = _small_size(frame)
-                turned = round(frame.rotation / 90) % 2 if frame.rotation else 0
-                self.size = (frame.width, frame.height) if turned else (frame.height, frame.width)
+                self.size = next(pictures_of([frame], stream)).size
             if frame.key_frame:
                 self.keys.append(len(self.stamps))
             if frame.is_corrupt:

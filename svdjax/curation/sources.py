@@ -12,6 +12,7 @@ from types import ModuleType
 from svdjax.conversion.output import finished
 from svdjax.curation.settings import FILE
 from svdjax.data.decoding import SUFFIXES
+from svdjax.data.files import caption_beside
 from svdjax.errors import MissingPackage, UserError, require
 
 _LONGEST = 60  # characters of a readable name
@@ -114,9 +115,9 @@ def caption_of(video: SourceVideo) -> str:
     Raises:
         UserError: it cannot be read, or the package for its kind of URL is not installed.
     """
+    if not _is_url(video.where):
+        return caption_beside(Path(video.where))
     text = video.where.removesuffix(PurePosixPath(video.where).suffix) + ".txt"
-    if not _is_url(text):
-        return Path(text).read_text("utf-8", errors="replace").strip() if Path(text).is_file() else ""
     with _reached(text, "read") as fsspec:
         system, path = fsspec.core.url_to_fs(text)
         return system.cat_file(path).decode(errors="replace").strip() if system.exists(path) else ""

@@ -13,11 +13,11 @@ from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import load, save
 
 from svdjax.conversion.output import finished
 from svdjax.data.drawing import Group
+from svdjax.data.files import record_writer
 from svdjax.data.motion import MotionBuckets
 from svdjax.errors import UserError
 from svdjax.typing import ndarray
@@ -110,16 +110,19 @@ def write_shard(
     Args:
         items: the arrays of each clip. They may fill ``index`` while they are made.
         index: ``clips``, a row of ``clips.npy`` for each item; and whatever else is to be known of the shard.
+
+    Raises:
+        UserError: the disk is full, or the directory cannot be written.
     """
     path = directory / shard_name(number)
     partial = path.with_suffix(".partial")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
     try:
-        for item in items:
-            writer.write(save({name: np.array(value, order="C") for name, value in item.items()}))
+        with record_writer(partial) as write:
+            for item in items:
+                write(save({name: np.array(value, order="C") for name, value in item.items()}))
+        partial.replace(path)
     finally:
-        writer.close()
-    partial.replace(path)
+        partial.unlink(missing_ok=True)
     write_json(path.with_suffix(".json"), index)
 
 

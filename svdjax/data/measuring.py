@@ -2,13 +2,21 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from svdjax.data.cache import write_json
 from svdjax.data.motion import MotionBuckets
-from svdjax.errors import MissingPackage, UserError
+from svdjax.errors import MissingPackage, Unread, UserError
+from svdjax.progress import step_bar
+
+_ERROR = "error"  # what an entry says instead of annotations, of a clip that cannot be used
+_OFTEN = 60.0  # seconds from one time that measurements are kept to the next
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +72,7 @@ class Measured:
 
 
 def measure_all(clips: Sequence[Measurable], cache: Path, *, what: str, max_bad: float) -> Measured:
-    """Measure the clips that the cache does not know, and keep the results there.
+    """Measure the clips that the cache does not know, and keep the results there: every minute, and at the end.
 
     The motion buckets are fitted the first time and then kept: a bucket goes on to mean the same when clips come
     or go.
@@ -72,47 +80,93 @@ def measure_all(clips: Sequence[Measurable], cache: Path, *, what: str, max_bad:
     Args:
         clips: what to measure. cache: a JSON file, made if it is missing.
         what: what to call the clips in errors.
-        max_bad: share of them that may fail; they are left out and logged by name.
+        max_bad: share of them that may fail; they are left out and logged by name, and not tried again until their
+            stamps change, but for those that the system could not read.
 
     Raises:
-        UserError: none can be used, too many cannot, or what measures them is not installed.
+        UserError: none can be used, too many cannot, what measures them is not installed, or the cache is damaged.
     """
-    kept = _read(cache)
-    known = kept.get("clips", {})
+    kept = _Kept(cache, clips)
     bad = BadClips(max_share=max_bad, what=what)
-    annotations: dict[str, dict[str, Any]] = {}
-    for clip in clips:
-        entry = known.get(clip.name)
-        if entry is None or not clip.stamp.items() <= entry.items():
-            try:
-                entry = clip.stamp | clip.measure()
-            except MissingPackage:  # or every clip would seem to be bad
-                raise
-            except UserError as error:
-                bad.skip(clip.name, error)
-                continue
-        annotations[clip.name] = entry
+    if todo := [clip for clip in clips if clip.name not in kept.entries]:
+        _measure(todo, kept, bad)
+    for name, entry in kept.entries.items():
+        if _ERROR in entry:
+            bad.skip(name, UserError(entry[_ERROR]))
     bad.judge(len(clips))
-    if "motion_thresholds" in kept:
-        buckets = MotionBuckets(thresholds=tuple(kept["motion_thresholds"]))
-    else:
-        buckets = MotionBuckets.fit([entry["motion_score"] for entry in annotations.values()])
-    _write(cache, {"motion_thresholds": buckets.thresholds, "clips": annotations})
-    return Measured(annotations=annotations, buckets=buckets)
+    in_order = {clip.name: kept.entries[clip.name] for clip in clips if clip.name in kept.entries}
+    annotations = {name: entry for name, entry in in_order.items() if _ERROR not in entry}
+    if kept.buckets is None:
+        kept.buckets = MotionBuckets.fit([entry["motion_score"] for entry in annotations.values()])
+        kept.write()
+    return Measured(annotations=annotations, buckets=kept.buckets)
 
 
-def _read(cache: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and "clips" in found else {}
+def _measure(clips: Sequence[Measurable], kept: "_Kept", bad: BadClips) -> None:
+    """Measure clips under a progress bar; what is known by then is kept whatever ends it."""
+    written, changed = time.monotonic(), False
+    with step_bar(Console(stderr=True)) as bar:
+        shown = bar.add_task("measuring clips", total=len(clips))
+        try:
+            for clip in clips:
+                try:
+                    kept.entries[clip.name] = clip.stamp | clip.measure()
+                except MissingPackage:  # or every clip would seem to be bad
+                    raise
+                except Unread as error:  # which next time may not be so
+                    bad.skip(clip.name, error)
+                except UserError as error:
+                    kept.entries[clip.name] = clip.stamp | {_ERROR: str(error)}
+                    bad.skip(clip.name, error)
+                changed |= clip.name in kept.entries
+                bar.advance(shown)
+                if time.monotonic() - written > _OFTEN:
+                    kept.write()
+                    written, changed = time.monotonic(), False
+        finally:
+            if changed:
+                kept.write()
 
 
-def _write(cache: Path, found: dict[str, Any]) -> None:
-    partial = cache.with_name(cache.name + ".partial")
-    try:
-        partial.write_text(json.dumps(found, indent=1))
-        partial.replace(cache)
-    except OSError as error:
-        log.warning("%s is not kept (%s): the clips will be measured again", cache, error.strerror)
+class _Kept:
+    """What a cache holds.
+
+    Attributes:
+        entries: by the clips' names, the annotations, or what is wrong, of those whose stamps still hold.
+        buckets: the map of motion buckets, once it is fitted.
+    """
+
+    def __init__(self, cache: Path, clips: Sequence[Measurable]) -> None:
+        """
+        Raises:
+            UserError: the cache is there and cannot be read.
+        """
+        self._cache, self._writable = cache, True
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.buckets: MotionBuckets | None = None
+        try:
+            found = json.loads(cache.read_text())
+            known, thresholds = found["clips"], found.get("motion_thresholds")
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, LookupError) as error:  # half a file, or another one
+            raise UserError(
+                f"{cache} cannot be read ({error}): restore it, or remove it to have the clips measured and sorted "
+                "into motion buckets anew"
+            ) from None
+        for clip in clips:
+            entry = known.get(clip.name)
+            if entry is not None and clip.stamp.items() <= entry.items():
+                self.entries[clip.name] = entry
+        if thresholds is not None:
+            self.buckets = MotionBuckets(thresholds=tuple(thresholds))
+
+    def write(self) -> None:
+        """Replace the file. Where that fails, the log says so, once."""
+        motion = {} if self.buckets is None else {"motion_thresholds": self.buckets.thresholds}
+        try:
+            if self._writable:
+                write_json(self._cache, motion | {"clips": self.entries})
+        except UserError as error:
+            self._writable = False
+            log.warning("%s: the clips will be measured again", error)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from svdjax.data.decoding import Video, decode, probe
+from svdjax.data.decoding import Video, VideoInfo, decode, probe
 from svdjax.errors import UserError, require
 from svdjax.typing import Float, UInt8, ndarray
 
@@ -99,16 +99,19 @@ def flow_magnitude(frames: UInt8[ndarray, "t h w 3"]) -> float:
     return float(np.hypot(flow[..., 0], flow[..., 1]).mean()) if len(flow) else 0.0
 
 
-def motion_score(video: Video, *, name: str = "") -> float:
+def motion_score(video: Video, *, name: str = "", info: VideoInfo | None = None) -> float:
     """The motion score of a clip: `flow_magnitude` at 2 frames per second, in percent of the shorter side.
 
     The paper's score is the same mean, over a reduced map of the magnitudes, in unpublished units (section 5.1).
     Only the first 32 s count. Clips shorter than 0.5 s are measured from first to last frame and scaled.
 
+    Args:
+        name: what to call the video in errors. info: what `probe` says of it, if that is known.
+
     Raises:
         UserError: not a readable video, or OpenCV is not installed.
     """
-    info = probe(video, name)
+    info = info or probe(video, name)
     times = score_times(info.last)
     size = working_size(info.height, info.width)
     frames = decode(video, times, size=size, name=name)

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from svdjax.data.decoding import Frames, Video, resize_crop
-from svdjax.errors import UserError
+from svdjax.data.files import PatientFile, unread
+from svdjax.errors import Unread, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _ON_ITS_SIDE = range(5, 9)  # values of EXIF's orientation
@@ -81,11 +82,16 @@ def _opened(picture: Path | bytes, name: str) -> Iterator[Image.Image]:
     """Open a picture; whatever goes wrong inside becomes one line that names it."""
     label = name or (str(picture) if isinstance(picture, Path) else "picture")
     try:
-        with Image.open(picture if isinstance(picture, Path) else io.BytesIO(picture)) as file:
+        with (
+            io.BufferedReader(PatientFile(picture)) if isinstance(picture, Path) else io.BytesIO(picture) as data,
+            Image.open(data) as file,
+        ):
             yield file
     except FileNotFoundError:
-        raise UserError(f"{label}: no such picture") from None
+        raise Unread(f"{label}: no such picture") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno:  # Pillow's own have none
+            raise unread(label, error) from None
         raise UserError(f"{label}: not a picture that can be read ({error})") from None
 
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from svdjax.data.decoding import Frames, Video
+from svdjax.data.files import record_writer
 from svdjax.data.motion import MEASURE, STILL, MotionBuckets
 from svdjax.data.sprites import World, draw_clips
 from svdjax.data.video import encode_lossless
@@ -123,13 +123,11 @@ def _write_all(clips: Iterable[ClipRecord], directory: Path, shards: int) -> dic
     counts, scores, pictures, size = dict.fromkeys(names, 0), [], 0, 0
     geometry: list[list[list[float]]] = [[] for _ in names]
     with ExitStack() as stack:
-        writers = {name: ArrayRecordWriter(str(directory / name), "group_size:1") for name in names}
-        for writer in writers.values():
-            stack.callback(writer.close)
+        write = {name: stack.enter_context(record_writer(directory / name)) for name in names}
         for number, clip in enumerate(clips):
             name = names[number % shards]
             data = pack(clip)
-            writers[name].write(data)
+            write[name](data)
             counts[name] += 1
             size += len(data)
             if clip.is_picture:

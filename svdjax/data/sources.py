@@ -6,7 +6,7 @@ same pipeline. `opening.open_source` chooses by what is in the directory.
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from svdjax.data import pictures
 from svdjax.data.decoding import SUFFIXES, Video, decode_all, probe
+from svdjax.data.files import caption_beside
 from svdjax.data.measuring import Measurable, measure_all
 from svdjax.data.motion import MEASURE, STILL, MotionBuckets, motion_score
 from svdjax.data.records import FORMAT, GEOMETRY, GEOMETRY_FILE, ClipRecord, unpack
@@ -24,6 +25,7 @@ from svdjax.typing import Float, Int, ndarray
 
 ANNOTATIONS = "svdjax-annotations.json"
 PICTURES = "svdjax-pictures.json"
+_VERSION = 2  # of what `measure` says of a file: 1 took all pixels for square
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class ShardSource:
 class FolderSource:
     """The videos in a folder and its subfolders, or the pictures where there are no videos, in order of names.
 
-    Each file is measured once (length, frame rate, Farneback motion score); the results are kept in
+    Each file is measured once (length, frame rate, Farneback motion score), bad ones noted; the results are kept in
     ``svdjax-annotations.json`` in the folder where that can be written, and used again while a file's size and time
     of change stay the same. The motion buckets are made from the files that are there the first time, kept in the
     same file, and stay when files are added. ``clip.txt`` beside ``clip.mp4`` holds its caption.
@@ -128,23 +130,18 @@ class FolderSource:
 
         Raises:
             UserError: no folder, no videos or pictures, none that can be read, or too many that cannot;
-                or videos that were not measured yet, without OpenCV.
+                or videos that were not measured yet, without OpenCV; or the results that were kept are damaged.
         """
         files, self.has_pictures = _clips_in(directory)
         self.motion_measure = STILL if self.has_pictures else MEASURE
-        cache = directory / (PICTURES if self.has_pictures else ANNOTATIONS)
-        measure_file = pictures.measure_picture if self.has_pictures else measure
         found = measure_all(
-            [_measurable(file, file.relative_to(directory).as_posix(), measure_file) for file in files],
-            cache,
+            [_measurable(file, file.relative_to(directory).as_posix(), self.has_pictures) for file in files],
+            directory / (PICTURES if self.has_pictures else ANNOTATIONS),
             what=f"files in {directory}",
             max_bad=max_bad,
         )
         self.buckets = found.buckets
-        self._records = [
-            ClipRecord(video=directory / key, annotations=entry | _caption(directory / key))
-            for key, entry in found.annotations.items()
-        ]
+        self._records = [_record(directory / name, entry) for name, entry in found.annotations.items()]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -259,13 +256,17 @@ def _clips_in(directory: Path) -> tuple[list[Path], bool]:
     return videos or stills, not videos
 
 
-def _measurable(file: Path, name: str, measure_file: Callable[[Path, str], dict[str, Any]]) -> Measurable:
+def _measurable(file: Path, name: str, is_picture: bool) -> Measurable:
     stat = file.stat()
-    return Measurable(
-        name=name,
-        stamp={"bytes": stat.st_size, "changed": stat.st_mtime_ns},
-        measure=lambda: measure_file(file, name),
-    )
+    stamp = {"bytes": stat.st_size, "changed": stat.st_mtime_ns}
+    if is_picture:
+        return Measurable(name=name, stamp=stamp, measure=lambda: pictures.measure_picture(file, name))
+    return Measurable(name=name, stamp=stamp | {"version": _VERSION}, measure=lambda: measure(file, name))
+
+
+def _record(file: Path, annotations: dict[str, Any]) -> ClipRecord:
+    caption = caption_beside(file)
+    return ClipRecord(video=file, annotations=annotations | ({"caption": caption} if caption else {}))
 
 
 def measure(video: Video, name: str) -> dict[str, Any]:
@@ -281,10 +282,5 @@ def measure(video: Video, name: str) -> dict[str, Any]:
         "seconds": info.last + 1 / info.fps,
         "height": info.height,
         "width": info.width,
-        "motion_score": motion_score(video, name=name),
+        "motion_score": motion_score(video, name=name, info=info),
     }
-
-
-def _caption(file: Path) -> dict[str, str]:
-    text = file.with_suffix(".txt")
-    return {"caption": text.read_text().strip()} if text.is_file() else {}

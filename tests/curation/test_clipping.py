@@ -12,7 +12,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from svdjax.curation.clipping import MOST_LOST, Span, plan, write_clip
 from svdjax.curation.cuts import Cut
 from svdjax.curation.scan import Scan, scan
-from svdjax.data.decoding import decode_all
+from svdjax.data.decoding import decode_all, probe
 from svdjax.errors import UserError
 from tests.curation.films import BIKE_CUTS, BIKES
 from tests.data.clips import encode, numbers, ramp
@@ -95,6 +95,26 @@ def test_a_clip_holds_the_frames_planned(tmp_path, copy):
     clip = decode_all(tmp_path / "clip.mp4")
     assert numbers(clip.frames) == list(range(8, 16))
     np.testing.assert_allclose(clip.times, np.arange(8) / 10, atol=1e-3)
+
+
+def test_a_clip_of_a_container_that_seeks_too_far_holds_the_frames_planned(tmp_path):
+    path = tmp_path / "film.mpg"
+    still = {"sc_threshold": "1000000000"}
+    path.write_bytes(
+        encode(np.repeat(ramp(22), 5, axis=0), codec="mpeg2video", container="mpeg", fps=25, gop=40, options=still)
+    )
+    write_clip(path, scan(path, "film"), Span(first=75, stop=85, copy=False), tmp_path / "clip.mp4", "film")
+    assert numbers(decode_all(tmp_path / "clip.mp4").frames) == [15] * 5 + [16] * 5
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_clip_is_shown_as_wide_as_its_film(tmp_path, copy):
+    path = tmp_path / "film.mp4"
+    path.write_bytes(encode(ramp(20), aspect=Fraction(2)))
+    found = scan(path, "film")
+    write_clip(path, found, Span(first=0, stop=10, copy=copy), tmp_path / "clip.mp4", "film")
+    shown = probe(tmp_path / "clip.mp4")
+    assert (found.height, found.width) == (shown.height, shown.width) == (32, 96)
 
 
 def test_a_copy_has_the_very_pictures_of_the_film(tmp_path):

@@ -21,13 +21,25 @@ def numbers(frames):
     return np.round((frames[:, height // 2, width // 2].mean(-1) - 20) / 10).astype(int).tolist()
 
 
-def encode(frames, *, codec="libx264", pixels="yuv420p", container="mp4", times=None, fps=10, gop=12, options=None):
-    """Bytes of a video; ``times`` are milliseconds of each frame, for variable frame rates."""
+def encode(
+    frames,
+    *,
+    codec="libx264",
+    pixels="yuv420p",
+    container="mp4",
+    times=None,
+    fps=10,
+    gop=12,
+    options=None,
+    aspect=Fraction(1),
+):
+    """Bytes of a video; ``times`` are milliseconds of each frame, ``aspect`` is a pixel's."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as file:
         stream = file.add_stream(codec, rate=Fraction(fps), options=options or {})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixels
         stream.codec_context.gop_size = gop
+        stream.codec_context.sample_aspect_ratio = aspect
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index, frame in enumerate(frames):

@@ -1,9 +1,12 @@
 """Decoding: the right frames at the right times, upright and in true colours, from every kind of file."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
-from svdjax.data.decoding import Frames, decode, decode_all, on_show, probe, resize_crop
+from svdjax.data import decoding
+from svdjax.data.decoding import Frames, decode, decode_all, on_show, opened, packets_of, probe, resize_crop
 from svdjax.data.video import encode_lossless
 from svdjax.errors import UserError
 from tests.data.clips import encode, numbers, ramp, turned
@@ -31,6 +34,16 @@ def test_sampling_at_a_lower_rate_after_seeking(gop, start):
     if start > 1.5:
         times, expected = times[:1], expected[:1]
     assert numbers(decode(data, times)) == expected.tolist()
+
+
+@pytest.mark.parametrize(("codec", "container"), [("mpeg2video", "mpeg"), ("libx264", "mpegts")])
+def test_a_container_that_seeks_too_far_gives_the_same_frames(codec, container):
+    """MPEG-PS lands between key frames, MPEG-TS after the frame that is asked for."""
+    still = {"x264-params": "scenecut=0:bframes=0"} if codec == "libx264" else {"sc_threshold": "1000000000"}
+    video = np.repeat(ramp(22), 5, axis=0)
+    data = encode(video, codec=codec, container=container, fps=25, gop=40, options=still)
+    for time in np.arange(0.1, 4.3, 0.4):
+        assert numbers(decode(data, [time])) == [int(time * 5)], time
 
 
 def test_times_finer_than_the_frame_rate_repeat_frames():
@@ -62,6 +75,25 @@ def test_phone_videos_are_turned_upright(quarter_turns):
     assert np.abs(decoded.astype(int) - expected).mean() < 4
     info = probe(data)
     assert (info.height, info.width) == expected.shape[1:3]
+
+
+@pytest.mark.parametrize(("container", "quarter_turns"), [("mp4", 0), ("mp4", 1), ("matroska", 0)])
+def test_pixels_that_are_not_square_are_made_square(container, quarter_turns):
+    """A box of 32 x 32 pixels that are shown 16:9 is shown 57 wide and 32 high, at its place."""
+    video = np.full((2, 96, 128, 3), 20, np.uint8)
+    video[:, 32:64, 16:48] = 220
+    data = encode(video, container=container, aspect=Fraction(16, 9))
+    if quarter_turns:
+        data = turned(data, quarter_turns)
+    turn = -quarter_turns
+    wanted = np.full((96, 228), False)
+    wanted[32:64, 28:85] = True
+    info, (whole,) = probe(data), decode(data, [0.0])
+    assert (info.height, info.width) == whole.shape[:2] == np.rot90(wanted, turn).shape
+    assert ((whole[..., 0] > 120) == np.rot90(wanted, turn)).mean() > 0.99
+    (part,) = decode(data, [0.0], size=(48, 48))
+    assert ((part[..., 0] > 120) == np.rot90(wanted[::2, 66:162:2], turn)).mean() > 0.97
+    np.testing.assert_array_equal(decode_all(data, size=(48, 48)).frames[0], part)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +140,9 @@ def test_size_is_applied_while_decoding():
 
 def test_only_the_needed_part_is_decoded(monkeypatch):
     """Frames converted to pixels are the ones asked for, and decoding stops after the last."""
-    from svdjax.data import decoding
-
     seen = []
-    real = decoding.timed_frames
-    monkeypatch.setattr(decoding, "timed_frames", lambda c: (seen.append(t) or (f, t) for f, t in real(c)))
+    real = decoding.timed
+    monkeypatch.setattr(decoding, "timed", lambda *args: (seen.append(t) or (f, t) for f, t in real(*args)))
     decode(encode(ramp(22), gop=5), [1.2, 1.4])
     assert min(seen) >= 0.9 and max(seen) <= 1.6
 
@@ -154,3 +184,14 @@ def test_a_video_that_ends_early_is_an_error_not_a_frozen_picture():
         decode(data[: len(data) // 2], [0.0, 1.9], name="cut")
     with pytest.raises(UserError, match=r"whole ends before second 3\.00"):
         decode(data, [0.0, 3.0], name="whole")
+
+
+def test_threads_decode_frames_of_one_slice_side_by_side(monkeypatch):
+    """Then each comes out so much later."""
+
+    def ahead(threads):
+        monkeypatch.setattr(decoding, "threads", lambda pixels: threads)
+        with opened(encode(ramp(20)), "video") as container:
+            return next(number for number, packet in enumerate(packets_of(container)) if packet.decode())
+
+    assert ahead(4) == ahead(1) + 3

@@ -7,11 +7,13 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from svdjax.data import decoding
 from svdjax.data.decoding import decode_all
 from svdjax.data.motion import MotionBuckets
 from svdjax.data.pipeline import batches, clip_batches, fixed_clip, fixed_clips, stream, to_batch, to_unit
@@ -121,6 +123,12 @@ def test_a_host_makes_its_rows_of_the_same_batches(sprites, rows):
     whole = take(clip_batches(sprites, RANDOM, batch_size=4, seed=3), 3)
     part = take(clip_batches(sprites, RANDOM, batch_size=4, seed=3, rows=rows), 3)
     assert same(part, [{key: values[rows] for key, values in batch.items()} for batch in whole])
+
+
+def test_worker_processes_decode_with_one_thread_each():
+    counts = grain.MapDataset.range(3).map(lambda _: decoding.threads(1920 * 1080))
+    assert take(counts, 3) == [0, 0, 0] and decoding.threads(512 * 512) == 1
+    assert take(counts, 3, workers=1) == [1, 1, 1]
 
 
 def test_worker_processes_make_the_same_batches(sprites):

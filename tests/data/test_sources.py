@@ -5,11 +5,12 @@ import logging
 import os
 import sys
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from svdjax.data import sources
+from svdjax.data import decoding, measuring, sources
 from svdjax.data.decoding import Frames
 from svdjax.data.measuring import BadClips
 from svdjax.data.opening import open_mixture, open_source
@@ -49,14 +50,33 @@ def test_a_folder_is_measured_in_order_of_names(folder):
     assert all(1 <= source.buckets.bucket(source[i].annotations["motion_score"]) <= 255 for i in range(5))
 
 
+def test_a_caption_that_is_not_utf_8_is_read_all_the_same(folder):
+    (folder / "b.txt").write_bytes("ein Mädchen".encode("latin-1"))
+    (folder / "c.txt").write_text("ein Mädchen", encoding="utf-8")
+    captions = [record.annotations.get("caption") for record in FolderSource(folder)]
+    assert captions == ["a grey wall", "ein M\ufffddchen", "ein Mädchen", None, None]
+
+
 def test_measurements_are_kept_until_a_file_changes(folder, monkeypatch):
     first = FolderSource(folder)
-    monkeypatch.setattr(sources, "motion_score", lambda file, name: 99.0)
+    monkeypatch.setattr(sources, "motion_score", lambda file, **known: 99.0)
     again = FolderSource(folder)
     assert [again[i] for i in range(5)] == [first[i] for i in range(5)]
     os.utime(folder / "c.avi", (time.time(), time.time() + 10))
     changed = FolderSource(folder)
     assert [changed[i].annotations["motion_score"] == 99.0 for i in range(5)] == [False, False, True, False, False]
+
+
+def test_sizes_that_were_measured_as_if_all_pixels_were_square_are_measured_again(folder):
+    (folder / "wide.mp4").write_bytes(encode(ramp(8), aspect=Fraction(2)))
+    buckets = FolderSource(folder).buckets
+    found = json.loads((folder / ANNOTATIONS).read_text())
+    assert found["clips"]["wide.mp4"]["width"] == 96
+    del found["clips"]["wide.mp4"]["version"]
+    found["clips"]["wide.mp4"]["width"] = 48
+    (folder / ANNOTATIONS).write_text(json.dumps(found))
+    again = FolderSource(folder)
+    assert again.geometry()[:, 3].tolist() == [48, 48, 46, 48, 32, 96] and again.buckets == buckets
 
 
 def test_motion_buckets_stay_when_files_come_and_go(folder):
@@ -91,17 +111,66 @@ def test_what_is_measured_needs_no_opencv(folder, monkeypatch):
     assert len(FolderSource(folder)) == 5
 
 
-def test_a_broken_cache_is_made_again(folder):
-    (folder / ANNOTATIONS).write_text("{{{")
-    assert len(FolderSource(folder)) == 5
-    assert len(json.loads((folder / ANNOTATIONS).read_text())["clips"]) == 5
+@pytest.mark.parametrize("damaged", ["{{{", "[]", '{"motion_thresholds": []}'])
+def test_a_damaged_cache_is_named_and_left_alone(folder, damaged):
+    (folder / ANNOTATIONS).write_text(damaged)
+    with pytest.raises(UserError, match=rf"{ANNOTATIONS} cannot be read \(.*\): restore it, or remove it"):
+        FolderSource(folder)
+    assert (folder / ANNOTATIONS).read_text() == damaged
 
 
 def test_a_folder_that_cannot_be_written_only_costs_time(folder, caplog, monkeypatch):
-    monkeypatch.setattr(sources, "ANNOTATIONS", "no/such/folder.json")
+    def full(path, value):
+        raise UserError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(measuring, "write_json", full)
     with caplog.at_level(logging.WARNING):
         assert len(FolderSource(folder)) == 5
-    assert "will be measured again" in caplog.text
+    assert caplog.text.count("cannot be written (No space left on device): the clips will be measured again") == 1
+
+
+@pytest.mark.parametrize("often", [0.0, 60.0])
+def test_an_interrupted_measurement_goes_on_where_it_stopped(folder, monkeypatch, often):
+    monkeypatch.setattr(measuring, "_OFTEN", often)
+    measure, seen = sources.measure, []
+
+    def interrupted(file, name):
+        seen.append(name)
+        if len(seen) == 3:
+            kept = folder / ANNOTATIONS
+            assert (len(json.loads(kept.read_text())["clips"]) if kept.exists() else 0) == (0 if often else 2)
+            raise KeyboardInterrupt
+        return measure(file, name)
+
+    monkeypatch.setattr(sources, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        FolderSource(folder)
+    found = FolderSource(folder)
+    assert seen == ["a.mp4", "b.webm", "c.avi", "c.avi", "e.mkv", "sub/d.MOV"]
+    assert [found[i].annotations["name"] for i in range(5)] == [*seen[:3], *seen[4:]]
+
+
+def test_how_far_it_is_with_measuring_is_shown(folder, capfd):
+    FolderSource(folder)
+    assert "5/5" in capfd.readouterr().err
+    FolderSource(folder)
+    assert not capfd.readouterr().err
+
+
+def test_what_is_known_is_not_written_again(folder):
+    broken(folder, 1)
+    FolderSource(folder, max_bad=0.5)
+    before = (folder / ANNOTATIONS).stat()
+    FolderSource(folder, max_bad=0.5)
+    after = (folder / ANNOTATIONS).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_file_is_opened_twice_to_be_measured(folder, monkeypatch):
+    opened, real = [], decoding.opened
+    monkeypatch.setattr(decoding, "opened", lambda *args: opened.append(args) or real(*args))
+    sources.measure(folder / "a.mp4", "a.mp4")
+    assert len(opened) == 2
 
 
 def broken(folder, count):
@@ -130,10 +199,17 @@ def test_broken_files_are_skipped_by_name(folder, caplog):
         assert f"bad{index}.mp4" in caplog.text
 
 
-def test_too_many_broken_files_are_an_error(folder):
+def test_too_many_broken_files_are_an_error_that_costs_no_measurement(folder, monkeypatch, caplog):
     broken(folder, 1)
     with pytest.raises(UserError, match=r"1 of 6 files in .* cannot be used, more than the 10%"):
         FolderSource(folder)
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "measure", lambda file, name: pytest.fail(f"{name} is measured again"))
+        assert len(FolderSource(folder, max_bad=0.5)) == 5
+    assert "bad0.mp4 cannot be read as a video" in caplog.text
+    (folder / "bad0.mp4").write_bytes(encode(ramp(8)))
+    assert len(FolderSource(folder)) == 6
 
 
 def test_nothing_left_is_an_error_whatever_the_share(tmp_path):
