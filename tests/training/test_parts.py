@@ -145,6 +145,29 @@ def test_the_loop_stops_after_the_step_in_which_it_is_asked_to(still):
     assert int(state.step) == 2
 
 
+def test_no_more_than_two_steps_are_in_flight(still):
+    """Nor are more batches taken from the loader than that, or it would seem to be late."""
+
+    @jax.jit
+    def step(state, frozen, batch):
+        product = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), batch["matrix"])
+        return dataclasses.replace(state, step=state.step + 1), {"loss": product.sum()}
+
+    losses, in_flight = [], []
+
+    def batches():
+        for _ in range(8):
+            in_flight.append(sum(not loss.is_ready() for loss in losses))
+            yield {"matrix": np.eye(300, dtype=np.float32)}
+
+    def hook(moment):
+        losses.append(moment.metrics["loss"])
+        in_flight.append(sum(not loss.is_ready() for loss in losses))
+
+    train(still, {}, batches(), train_step=step, place=jax.device_put, steps=8, hooks=[hook])
+    assert max(in_flight) <= 2
+
+
 def test_nothing_goes_to_the_device_by_accident(still):
     @jax.jit
     def step(state, frozen, batch):
