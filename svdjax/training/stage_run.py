@@ -128,10 +128,12 @@ class StageRun:
         return None
 
     def _state(self, checkpoints: Checkpoints) -> TrainState:
-        """The newest checkpoint, or the state before the first step, into which the parameters go."""
+        """The newest checkpoint, or the state before the first step; the parameters go into it, or are given up."""
         params, self.params = self.params, {}
         if checkpoints.latest is None:
             return jax.jit(self.start, out_shardings=self.shardings, donate_argnums=0)(params)
+        for value in params.values():  # which the run's model has too: they would stay until the stage's end
+            value.delete()
         state, position = checkpoints.restore(self.shapes)
         self._check(position, int(state.step))
         self.console.print(f"{self.stage.name}: resuming at step {int(state.step)}")
