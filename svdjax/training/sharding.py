@@ -1,5 +1,6 @@
 """Which device holds what: rules from shapes to partition specs, and batches from hosts to the mesh."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,9 +86,14 @@ def _from_host(value: ndarray, sharding: NamedSharding) -> jax.Array:
 def gather(value: jax.Array) -> ndarray:
     """The whole of a sharded array, on every host; all processes have to call this together."""
     if not value.is_fully_addressable and not value.is_fully_replicated:
-        whole = NamedSharding(value.sharding.mesh, PartitionSpec())
-        value = jax.jit(lambda x: x, out_shardings=whole)(value)
+        value = _gathering(value.sharding.mesh)(value)
     return np.asarray(value.addressable_data(0) if value.is_fully_replicated else value)
+
+
+@functools.cache
+def _gathering(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Makes an array whole on all devices; kept, for a new function would be compiled anew for each parameter."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 @dataclass(frozen=True)

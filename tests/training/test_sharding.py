@@ -121,3 +121,12 @@ def test_what_is_placed_is_gathered_whole():
     assert placed.addressable_data(3).shape == (128, 32)
     assert np.array_equal(gather(placed), values["kernel"])
     assert np.array_equal(gather(place_whole({"x": values["kernel"][:16]}, mesh)["x"]), values["kernel"][:16])
+
+
+def test_parameters_of_one_shape_are_gathered_by_one_program(monkeypatch, caplog):
+    params = place({f"{i}": np.full((128, 256), i, np.float32) for i in range(3)}, mesh_of())
+    # As with several processes, of which each holds a part.
+    monkeypatch.setattr(type(params["0"]), "is_fully_addressable", property(lambda array: False))
+    with jax.log_compiles():
+        assert [int(gather(value).max()) for value in params.values()] == [0, 1, 2]
+    assert len([record for record in caplog.records if "Compiling jit" in record.getMessage()]) == 1
