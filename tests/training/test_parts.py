@@ -1,6 +1,7 @@
 """The small parts of training, each against its formula."""
 
 import dataclasses
+import importlib
 import json
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,11 @@ from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
 from svdjax.training.config import load_config
 from svdjax.training.ema import ema_decay, update_ema
+from svdjax.training.export import Export
 from svdjax.training.loop import Moment, every, train
 from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.optim import OptimConfig, learning_rate, make_optimizer
+from svdjax.training.precompute import Precompute
 from svdjax.training.sharding import state_shardings
 from svdjax.training.state import new_state
 from svdjax.training.step import make_train_step
@@ -211,6 +214,21 @@ def test_quick_is_a_twentieth():
 def test_impossible_values_are_refused_at_once(options, message):
     with pytest.raises(UserError, match=message):
         load_config(options, default=DEMO)
+
+
+@pytest.mark.parametrize("command", ["precompute", "export"])
+@pytest.mark.parametrize("idle", [["--distributed"], ["--mesh.fsdp", "2"], ["--mesh.context=2"]])
+def test_commands_of_one_process_refuse_what_would_do_nothing_there(command, idle):
+    module = importlib.import_module(f"svdjax.training.{command}")
+    own = {"precompute": ["--out", "cache"], "export": ["--to", "model.safetensors"]}[command]
+    with pytest.raises(UserError, match=rf"^{idle[0]}: svdjax {command} is one process, .*: leave it out"):
+        module.main([str(DEMO), *own, *idle])
+
+
+@pytest.mark.parametrize(("options", "name"), [(Precompute, "out"), (Export, "to")])
+def test_what_is_written_goes_to_no_address(options, name):
+    with pytest.raises(UserError, match=rf"--{name} gs://bucket/x: is an address, not a path: mount it"):
+        options(**{name: Path("gs://bucket/x")})
 
 
 @pytest.mark.parametrize("program", [["/bin/svdjax", "train"], ["train.py"]])
