@@ -37,16 +37,18 @@ def start() -> None:
     process that gives no sign of life for ``SVDJAX_HEARTBEAT`` seconds (100) is taken for dead; the others end.
 
     Raises:
-        UserError: the processes do not find each other, or a variable is missing.
+        UserError: the processes do not find each other, or a variable is missing or no number.
     """
     given = {name: os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")}
     if any(given.values()) and not all(given.values()):
         missing = ", ".join(f"JAX_{name}" for name, value in given.items() if not value)
         raise UserError(f"--distributed: set {missing} too, or none of the three where they can be found out")
-    numbers = {
-        name.lower(): value if name.endswith("ADDRESS") else int(value) for name, value in given.items() if value
-    }
     try:
+        numbers = {
+            name.lower(): value if name.endswith("ADDRESS") else int(value)
+            for name, value in given.items()
+            if value
+        }
         heartbeat = int(os.environ.get("SVDJAX_HEARTBEAT", _HEARTBEAT))
         jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError) as error:

@@ -43,6 +43,26 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine():
     assert [float(rate(step)) for step in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1.25, 0.5])
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": -1e-3}, "optim.rate -0.001: must be at least 0"),
+        ({"rate": float("nan")}, "optim.rate nan: must be at least 0"),
+        ({"warmup": -5}, "optim.warmup -5: must be at least 0"),
+        ({"weight_decay": -0.1}, "optim.weight-decay -0.1: must be at least 0"),
+        ({"final": -1.0}, "optim.final -1.0: must be at least 0 and at most 1"),
+        ({"b1": 1.0}, "optim.b1 1.0: must be at least 0 and below 1"),
+        ({"b2": 1.0}, "optim.b2 1.0: must be at least 0 and below 1"),
+        ({"eps": 0.0}, "optim.eps 0.0: must be above 0"),
+        ({"clip": 0.0}, "optim.clip 0.0: must be above 0"),
+        ({"clip": -1.0}, "optim.clip -1.0: must be above 0"),
+    ],
+)
+def test_an_optimizer_that_cannot_train_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        OptimConfig(**values)
+
+
 def test_only_kernels_decay():
     optimizer = make_optimizer(OptimConfig(rate=1.0, warmup=0, weight_decay=0.5), 10)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}

@@ -61,3 +61,10 @@ def test_what_process_0_has_written_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_SIGHT_S", 0)
     with pytest.raises(UserError, match=r"never: process 0 sees it, process 0 does not: give --out as a directory"):
         processes.see(tmp_path / "never")
+
+
+def test_a_number_of_a_process_that_is_none_is_said_in_one_line(monkeypatch):
+    for name, value in {"COORDINATOR_ADDRESS": "host:1", "NUM_PROCESSES": "2", "PROCESS_ID": "first"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(UserError, match=r"--distributed: the processes did not find each other .*'first'"):
+        processes.start()
