@@ -26,7 +26,7 @@ from svdjax.training.samples import grid_clips, write_grid
 from svdjax.training.sharding import BatchLayout, on_mesh, place_whole, shape_at, state_shardings
 from svdjax.training.stage import Batch, Stage
 from svdjax.training.state import TrainState, new_state
-from svdjax.training.step import Frozen, make_loss, make_train_step
+from svdjax.training.step import Frozen, compiled_loss, make_train_step
 from svdjax.typing import Array
 
 # Every process has the validation clips in memory, whole, and reads them before the first step.
@@ -147,7 +147,7 @@ class StageRun:
 
     def _hooks(self, save: Callable[[TrainState], None], log: MetricsLog) -> list[Hook]:
         stage = self.stage
-        loss = jax.jit(make_loss(stage.for_validation(), self.model.shapes))
+        loss = compiled_loss(stage.for_validation(), self.model.shapes, self.mesh)
         loss = on_mesh(self.mesh, processes.compiled_together(loss, f"loss of {stage.name}"))
         return [
             every(stage.validate_every, on.validate(loss, self._averages, self.frozen, self._held_out, log)),

@@ -24,7 +24,7 @@ from svdjax.training.optim import OptimConfig, learning_rate, make_optimizer
 from svdjax.training.precompute import Precompute
 from svdjax.training.sharding import state_shardings
 from svdjax.training.state import new_state
-from svdjax.training.step import make_train_step
+from svdjax.training.step import compiled_loss, make_train_step
 from tests.training.tiny import MODEL, OPTIM, tiny_run
 from tests.weights import random_model
 
@@ -136,6 +136,15 @@ def test_a_step_repeats_itself_exactly_from_the_same_state(vae_step):
     assert all(jnp.array_equal(first.params[path], second.params[path]) for path in first.params)
     _, three = step(first)
     assert float(three["loss"]) != float(one["loss"])
+
+
+def test_validation_is_compiled_with_the_options_of_the_step(monkeypatch, tmp_path):
+    monkeypatch.setattr("svdjax.training.step.compiler_options", lambda platform: {f"none_of_{platform}": True})
+    model, stage = abstract(SVD, MODEL), tiny_run(tmp_path).decoder
+    loss = compiled_loss(stage, model, make_mesh(MeshConfig(), jax.devices()[:1]))
+    batch = {"video": jnp.zeros((1, 2, 16, 16, 3), jnp.uint8)}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'none_of_cpu'"):
+        loss.lower(flat_params(model), {}, batch, jax.random.key(0)).compile()
 
 
 def test_hooks_run_every_n_steps_and_at_the_end(still):
