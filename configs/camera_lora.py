@@ -5,9 +5,9 @@ Others:    --data.train data/zoom/train --data.validation data/zoom/validation -
            --data.train data/static/train --data.validation data/static/validation --out runs/camera_static
 Use:       svdjax sample PHOTO --checkpoint svd.safetensors --lora runs/camera_horizontal/lora.safetensors
 Over time: --unet.lora.targets "unet.*.temporal.attn1.*" adapts the attention over frames alone: 1.6 M parameters.
-Hardware:  parameters, moments and average of the LoRA take 53 MB in float32. The frozen model takes 9.1 GB, in
-           float32 as it was read and in bfloat16 to compute with, divided over the chips; beside them are the
-           activations. docs/tpu_plans.md says which slices hold it.
+Hardware:  parameters, moments and average of the LoRA take 53 MB in float32. The frozen model takes 4.5 GB
+           in bfloat16, divided over the chips, and 9 GB of the hosts' memory in float32, as it was read; beside
+           them are the activations. docs/tpu_plans.md says which slices hold it.
 Expected:  the loss hardly falls; judge samples with and without the LoRA. Not run by us at full size.
 Paper:     rank 16, in the temporal attention blocks, 5,000 steps, three sets of clips by the camera's motion:
            horizontal, zoom and static; from the image-to-video model.

@@ -3,7 +3,8 @@
 Command:   svdjax train configs/temporal_decoder.py --init-from svd_image_decoder.safetensors
                [--decoder.perceptual lpips_vgg.safetensors]
 Hardware:  64 M parameters with AdamW and EMA in float32: 1 GB, beside the activations of whole clips in pixels, for
-           which the autoencoder is rematerialised; `--decoder.accumulate` saves more. The frozen UNet takes 3 GB.
+           which the autoencoder is rematerialised; `--decoder.accumulate` saves more. The frozen UNet takes 3 GB,
+           and 6 GB of the hosts' memory, as it was read.
 Expected:  it starts as the image decoder; the demo's gains detail and loses PSNR (docs/temporal_decoder.md). At
            full size not run by us.
 Paper:     the f8 decoder is finetuned to be steady over time, following Video LDM (arXiv 2304.08818,

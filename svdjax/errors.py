@@ -2,7 +2,9 @@
 
 import importlib
 import math
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 
@@ -69,6 +71,18 @@ def check_range(what: str, value: int | float, least: int, most: int | float = m
     if not least <= value <= most:
         raise UserError(
             f"{what} {value}: must be at least {least}" + (f" and at most {most}" if most < math.inf else "")
+        )
+
+
+def check_local(option: str, path: Path) -> None:
+    """Check a path of the user's: a bucket's address is none, and each host would make a folder of that name.
+
+    Raises:
+        UserError: it is an address.
+    """
+    if address := re.match(r"(\w+):/+(.*)", str(path)):  # a path has lost one of its slashes
+        raise UserError(
+            f"--{option} {address[1]}://{address[2]}: is an address, not a path: mount it (docs/tpu_pods.md)"
         )
 
 

@@ -20,8 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from svdjax.conversion.contents import CONTENTS, find_damage, write_contents
@@ -80,9 +78,15 @@ class Checkpoints:
         for step, damage in damages.items() if jax.process_index() == 0 else ():
             log.warning("%s: the checkpoint of step %d is damaged and passed over", damage, step)
         # Another process may see the files later, or come here later: the first one says which is the newest.
-        processes.barrier("checkpoints read")
-        newest = int(multihost_utils.broadcast_one_to_all(np.int32(max(losses, default=-1))))
-        return {step: loss for step, loss in losses.items() if step <= newest}
+        newest = processes.of_main(max(losses, default=-1), "checkpoints read")
+
+        def those_of_main() -> dict[int, float | None]:
+            losses, _ = whole_checkpoints(self._directory)
+            if newest >= 0 and newest not in losses:
+                raise processes.unseen(self._directory / str(newest))
+            return {step: loss for step, loss in losses.items() if step <= newest}
+
+        return processes.patiently(those_of_main)
 
     def __enter__(self) -> "Checkpoints":
         return self

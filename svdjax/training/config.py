@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import tyro
 
-from svdjax.errors import UserError
+from svdjax.errors import UserError, check_local
 from svdjax.models.svd import SVDConfig
 from svdjax.tasks import task_of
 from svdjax.training.data import DataConfig
@@ -71,7 +71,9 @@ class RunConfig:
         """
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
-        self._check_paths()
+        paths = [("out", self.out), ("data.train", self.data.train), ("data.validation", self.data.validation)]
+        for option, path in [*paths, *(("data.also", path) for path in self.data.also)]:
+            check_local(option, path)
         self._check_context()
         self._check_frames()
         if self.profile is not None and not 2 <= self.profile[0] <= self.profile[1]:
@@ -81,19 +83,6 @@ class RunConfig:
             )
         if self.data.sampling.captions and self.model.text_encoder is None:
             raise UserError("--data.sampling.captions: no stage of this run reads captions: leave it out")
-
-    def _check_paths(self) -> None:
-        """A bucket's address is no path: each host would make a folder of that name for itself.
-
-        Raises:
-            UserError: there is one.
-        """
-        paths = [("out", self.out), ("data.train", self.data.train), ("data.validation", self.data.validation)]
-        for name, path in [*paths, *(("data.also", path) for path in self.data.also)]:
-            if address := re.match(r"(\w+):/+(.*)", str(path)):  # a path has lost one of its slashes
-                raise UserError(
-                    f"--{name} {address[1]}://{address[2]}: is an address, not a path: mount it (docs/tpu_pods.md)"
-                )
 
     def _check_context(self) -> None:
         """Videos that several devices share have to divide at every level: elsewhere XLA gets gradients wrong.
@@ -170,16 +159,20 @@ def load_with(
     """Read a command line that has options of its own besides those of a configuration.
 
     Args:
-        options: a dataclass of them. argv, default: as of :func:`load_config`. command: for help and mistakes.
+        options: a dataclass of them. argv, default: as of :func:`load_config`. command: for help and mistakes; one
+            process does it, on its own devices.
 
     Raises:
-        UserError, SystemExit: as :func:`load_config`.
+        UserError: as :func:`load_config`; or an option says what other processes and devices should do.
+        SystemExit: as :func:`load_config`.
     """
     # The configuration file stands first; else its name would be reported as unknown where an option is missing.
     files = [*argv[:1]] if argv and not argv[0].startswith("-") else []
     prog = f"svdjax {command} {files[0] if files else '[CONFIG.py]'}"
     about = "Other options are those of the configuration: svdjax train CONFIG.py --help lists them."
     own, rest = tyro.cli(options, args=argv[len(files) :], prog=prog, description=about, return_unknown_args=True)
+    if idle := [word for word in rest if re.match(r"--(distributed|mesh)\b", word)]:
+        raise UserError(f"{idle[0]}: svdjax {command} is one process, on its own devices: leave it out")
     return own, load_config([*files, *rest], default=default)
 
 

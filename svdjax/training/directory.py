@@ -9,8 +9,12 @@ from svdjax.conversion.output import finished
 from svdjax.data.cache import LatentCache, write_json
 from svdjax.data.sources import ClipSource
 from svdjax.errors import UserError
+from svdjax.training import processes
 from svdjax.training.config import RunConfig
+from svdjax.training.diffusion_stage import DiffusionStage
+from svdjax.training.lora_stage import LoRAStage
 from svdjax.training.stage import INTERVALS
+from svdjax.training.vae_stage import DecoderStage, VAEStage
 
 # What may change when a run goes on: names of fields, wherever they are. All but the learning rate and what becomes
 # of bad steps change nothing that is trained, and a run that diverged is to go on with another of these.
@@ -19,25 +23,43 @@ _FREE = {
     *("out", "export_dtype", "keep", "in_memory", "remat", "log", "profile", "rate", "bad", "max_bad"),
     *("mesh", "distributed", "offload", "accumulate", "threads", "workers"),
 }
+# What a run of any configuration leaves: the folders of its stages, and its result.
+_TRACES = (VAEStage.name, DecoderStage.name, DiffusionStage.name, DiffusionStage.result, LoRAStage.result)
 
 
 def claim(config: RunConfig) -> None:
     """Make the run's directory and write its configuration; or check that what is trained there is of this run.
+
+    Process 0 writes; the others, after it, only compare.
 
     Raises:
         UserError: the directory holds another run, or cannot be written.
     """
     path = config.out / "config.json"
     text = config.to_json()
+    if not processes.is_main():
+        processes.patiently(lambda: _compare(path, json.loads(text)))
+        return
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         if path.exists() and _is_trained(config):
             check_same(path, json.loads(text), what="a run")
-        if not path.exists() or path.read_text() != text:  # other processes find what the first one wrote
+        if not path.exists() or path.read_text() != text:
             with finished(path, overwrite=True) as partial:
                 partial.write_text(text)
     except OSError as error:
         raise UserError(f"--out {config.out}: cannot be written ({error.strerror}): choose another place") from None
+
+
+def _compare(path: Path, wanted: dict[str, Any]) -> None:
+    """Check that process 0 has written the configuration that this process has.
+
+    Raises:
+        UserError: it has not, or this process does not see it.
+    """
+    if not path.exists():
+        raise processes.unseen(path)
+    check_same(path, wanted, what="a run")
 
 
 def check_run(config: RunConfig) -> None:
@@ -63,16 +85,24 @@ def keep_motion_map(config: RunConfig, train: ClipSource | LatentCache) -> None:
     """
     path = config.out / "motion_buckets.json"
     motion = {"motion_measure": train.motion_measure, "motion_thresholds": list(train.buckets.thresholds)}
-    found = json.loads(path.read_text()) if path.exists() else {}
-    if found and found != motion and _is_trained(config):
-        raise UserError(f"{path}: the clips have another map of motion buckets now: bring the old data back")
-    if found != motion:  # other processes find what the first one wrote
+
+    def check() -> None:
+        if not path.exists():
+            raise processes.unseen(path)
+        if json.loads(path.read_text()) != motion:
+            raise UserError(f"{path}: the clips have another map of motion buckets now: bring the old data back")
+
+    if not processes.is_main():
+        processes.patiently(check)
+    elif path.exists() and _is_trained(config):
+        check()
+    else:
         write_json(path, motion)
 
 
 def _is_trained(config: RunConfig) -> bool:
-    """Whether a stage of the run has begun."""
-    return any((config.out / stage.name).exists() for stage in config.stages())
+    """Whether a stage of this or of another run has begun in the directory."""
+    return any((config.out / name).exists() for name in _TRACES)
 
 
 def check_same(path: Path, wanted: dict[str, Any], *, what: str) -> None:

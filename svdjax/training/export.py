@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from svdjax.errors import UserError
+from svdjax.errors import UserError, check_local
 from svdjax.training.checkpoint import read_average, whole_checkpoints
 from svdjax.training.config import RunConfig, load_with
 from svdjax.training.directory import check_run
@@ -37,12 +37,17 @@ class Export:
     to: Path
     step: str = "best"
 
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            UserError: ``to`` is an address.
+        """
+        check_local("to", self.to)
+
 
 def main(argv: Sequence[str]) -> None:
     """``svdjax export [CONFIG.py] --to FILE [--step N|best|last] [--option value ...]``."""
     options, config = load_with(Export, argv, command="export", default=DEMO)
-    if config.distributed:
-        raise UserError("--distributed: one process exports a model: leave it out")
     export(options, config, Console())
 
 

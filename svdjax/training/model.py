@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from svdjax.conversion.source import open_checkpoint, read_arrays
 from svdjax.models.params import abstract, cast_floating, draw_params, flat_params, load_flat
 from svdjax.models.svd import SVD, SVDConfig
-from svdjax.training.sharding import gather, param_shardings, place
+from svdjax.training.sharding import AtRest, gather, param_shardings, place
 from svdjax.typing import Array
 
 
@@ -26,11 +26,12 @@ class Model:
     """A model's configuration, and its parameters by dotted path, each on all devices together.
 
     Attributes:
+        params: those that a stage has frozen may be at rest after it.
         structure: makes the module without values; a stage may add parameters to it.
     """
 
     config: SVDConfig
-    params: Mapping[str, Array]
+    params: Mapping[str, Array | AtRest]
     structure: Callable[[SVDConfig], SVD] = svd_shapes
 
     @property
@@ -40,7 +41,7 @@ class Model:
 
     @property
     def module(self) -> SVD:
-        """The module, for compiled functions that run on the mesh."""
+        """The module, for compiled functions that run on the mesh; no parameter may be at rest."""
         return load_flat(self.shapes, self.params, what="the model")
 
     def whole(self, dtype: str = "float32") -> SVD:

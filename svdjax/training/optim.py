@@ -6,6 +6,7 @@ from typing import Literal
 
 import optax
 
+from svdjax.errors import UserError, check_range
 from svdjax.typing import Array
 
 
@@ -21,7 +22,7 @@ class OptimConfig:
         b2: decay of its mean of their squares.
         eps: added to the root of the latter.
         weight_decay: of AdamW; only kernels (two or more axes) decay.
-        clip: largest global norm of a gradient.
+        clip: largest global norm of a gradient; a very large one clips none.
         moment_dtype: type in which AdamW's mean of gradients is kept; bfloat16 saves two bytes per parameter. The
             mean of squares stays float32: it moves by less than a bfloat16's rounding.
     """
@@ -35,6 +36,22 @@ class OptimConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the numbers: with others the loss climbs, or nothing is trained, and nothing says so.
+
+        Raises:
+            UserError: one is out of range.
+        """
+        for name in ("rate", "warmup", "weight_decay"):
+            check_range(f"optim.{name.replace('_', '-')}", getattr(self, name), 0)
+        check_range("optim.final", self.final, 0, 1)
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name} {getattr(self, name)}: must be at least 0 and below 1")
+        for name in ("eps", "clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"optim.{name} {getattr(self, name)}: must be above 0")
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:

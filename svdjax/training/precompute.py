@@ -19,7 +19,7 @@ from svdjax.data import cache
 from svdjax.data.measuring import BadClips
 from svdjax.data.pipeline import Item, clip_groups, fixed_clip, to_batch, to_unit
 from svdjax.diffusion.noise import row_keys
-from svdjax.errors import UserError
+from svdjax.errors import UserError, check_local
 from svdjax.models.params import abstract, cast_floating, load_flat
 from svdjax.models.svd import SVD, SVDConfig
 from svdjax.progress import step_bar
@@ -44,8 +44,9 @@ _COMPACT = ("latents", "embedding")  # what is large; scalars stay float32
 class Precompute:
     """Encode the training clips of a configuration: ``svdjax precompute CONFIG.py --out DIR [--option value ...]``.
 
-    All other options are those of the configuration, as for ``svdjax train``. The same command goes on where an
-    interrupted one stopped.
+    All other options are those of the configuration, as for ``svdjax train``, but ``--distributed`` and
+    ``--mesh...``: one process does it, on its own devices. The same command goes on where an interrupted one
+    stopped.
 
     Attributes:
         out: directory of the cache; ``--data.train`` of the training names it.
@@ -67,8 +68,9 @@ class Precompute:
     def __post_init__(self) -> None:
         """
         Raises:
-            UserError: a number is out of range.
+            UserError: ``out`` is an address, or a number is out of range.
         """
+        check_local("out", self.out)
         for name, least in (("draws", 0), ("batch", 1), ("shard_clips", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
@@ -137,7 +139,8 @@ def _claim(options: Precompute, config: RunConfig, count: int) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         if any(cache.shard_files(options.out)):
             check_same(path, settings, what="a latent cache")
-        elif any(other.name != path.name for other in options.out.iterdir()):
+        # Another machine, which makes another part, may just be writing the file under a name with a dot.
+        elif any(other.name != path.name and not other.name.startswith(".") for other in options.out.iterdir()):
             raise UserError(f"--out {options.out}: is not empty: choose another directory or remove it")
         cache.write_json(path, settings)
     except OSError as error:

@@ -3,20 +3,27 @@
 import itertools
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 from rich.console import Console
 
 from svdjax.errors import UserError
 
+Found = TypeVar("Found")
 # Seconds without a sign of life after which a process is given up for dead, and the others end too.
 _HEARTBEAT = 100
 # How long process 0 may let the others wait, e.g. while it measures a data set: a dead one ends the wait at once.
 _PATIENCE_MS = 24 * 60 * 60 * 1000
+# How long another process may not see what process 0 has written: NFS remembers a minute what was not there.
+_SIGHT_S = 60
 _barriers = itertools.count()
 # How the collectives of CPU, GPU and TPU say that their peer is gone.
 _LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|CoordinationService|[Cc]onnection (reset|closed)|[Hh]eartbeat")
@@ -30,16 +37,18 @@ def start() -> None:
     process that gives no sign of life for ``SVDJAX_HEARTBEAT`` seconds (100) is taken for dead; the others end.
 
     Raises:
-        UserError: the processes do not find each other, or a variable is missing.
+        UserError: the processes do not find each other, or a variable is missing or no number.
     """
     given = {name: os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")}
     if any(given.values()) and not all(given.values()):
         missing = ", ".join(f"JAX_{name}" for name, value in given.items() if not value)
         raise UserError(f"--distributed: set {missing} too, or none of the three where they can be found out")
-    numbers = {
-        name.lower(): value if name.endswith("ADDRESS") else int(value) for name, value in given.items() if value
-    }
     try:
+        numbers = {
+            name.lower(): value if name.endswith("ADDRESS") else int(value)
+            for name, value in given.items()
+            if value
+        }
         heartbeat = int(os.environ.get("SVDJAX_HEARTBEAT", _HEARTBEAT))
         jax.distributed.initialize(**numbers, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, ValueError) as error:
@@ -80,6 +89,54 @@ def barrier(name: str) -> None:
     """
     # A name is good for one barrier; all processes meet at the same ones in the same order.
     get_barrier_sync_fn()(key=f"svdjax {next(_barriers)}: {name}", timeout_ms=_PATIENCE_MS)
+
+
+def of_main(value: int, name: str) -> int:
+    """What process 0 has as ``value``, in all processes: what they find in a folder may differ for a while.
+
+    Args:
+        value: of this process. name: of the barrier at which they meet.
+    """
+    barrier(name)
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def patiently(look: Callable[[], Found]) -> Found:
+    """Look for what process 0 has written, again and again for a minute: a shared folder may show it late.
+
+    Raises:
+        UserError: what ``look`` still raises then.
+    """
+    deadline = time.monotonic() + _SIGHT_S
+    while True:
+        try:
+            return look()
+        except UserError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(1)
+
+
+def see(path: Path) -> None:
+    """Wait until this process sees what process 0 sees.
+
+    Raises:
+        UserError: it does not within a minute.
+    """
+
+    def look() -> None:
+        if not path.exists():
+            raise unseen(path)
+
+    patiently(look)
+
+
+def unseen(path: Path) -> UserError:
+    """What is wrong where process 0 sees something and this process does not."""
+    return UserError(
+        f"{path}: process 0 sees it, process {jax.process_index()} does not: give --out as a directory that all "
+        "processes share"
+    )
 
 
 def compiled_together(function: Callable[..., Any], name: str) -> Callable[..., Any]:

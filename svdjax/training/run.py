@@ -65,11 +65,12 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
     with stop_on_signals() as stop:
         for stage in stages:
             finished = config.out / stage.name / stage.result
-            if not finished.exists():
-                stopped = StageRun(config, stage, model, clips, mesh, console).train(stop)
-                if stopped:
-                    console.print(f"stopped and saved at step {stopped.step} of {stage.name}: run again to go on")
-                    return stopped
+            if not processes.of_main(finished.exists(), f"{stage.name} looked for"):
+                model = StageRun(config, stage, model, clips, mesh, console).train(stop)
+                if isinstance(model, Stopped):
+                    console.print(f"stopped and saved at step {model.step} of {stage.name}: run again to go on")
+                    return model
+            processes.see(finished)
             model = stage.read(model, finished, mesh=mesh)
     return _export(config, stages[-1], model, clips, console)
 

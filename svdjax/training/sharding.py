@@ -1,5 +1,6 @@
 """Which device holds what: rules from shapes to partition specs, and batches from hosts to the mesh."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,12 +83,43 @@ def _from_host(value: ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def gather(value: jax.Array) -> ndarray:
+@dataclass(frozen=True)
+class AtRest:
+    """An array of the mesh in the hosts' memory, where each process has one copy of what its devices would hold.
+
+    Attributes:
+        sharding: where it lies on the mesh. parts: by their indices in the whole array.
+    """
+
+    shape: tuple[int, ...]
+    sharding: NamedSharding
+    parts: Mapping[str, ndarray]
+
+    @classmethod
+    def of(cls, value: jax.Array) -> "AtRest":
+        """A copy of an array that lies on the mesh."""
+        shards = {str(shard.index): shard for shard in value.addressable_shards}
+        parts = {index: np.array(shard.data) for index, shard in shards.items()}
+        return cls(shape=value.shape, sharding=value.sharding, parts=parts)
+
+    def placed(self) -> jax.Array:
+        """The array on the mesh."""
+        return jax.make_array_from_callback(self.shape, self.sharding, lambda index: self.parts[str(index)])
+
+
+def gather(value: jax.Array | AtRest) -> ndarray:
     """The whole of a sharded array, on every host; all processes have to call this together."""
+    if isinstance(value, AtRest):
+        value = value.placed()
     if not value.is_fully_addressable and not value.is_fully_replicated:
-        whole = NamedSharding(value.sharding.mesh, PartitionSpec())
-        value = jax.jit(lambda x: x, out_shardings=whole)(value)
+        value = _gathering(value.sharding.mesh)(value)
     return np.asarray(value.addressable_data(0) if value.is_fully_replicated else value)
+
+
+@functools.cache
+def _gathering(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Makes an array whole on all devices; kept, for a new function would be compiled anew for each parameter."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 @dataclass(frozen=True)

@@ -129,5 +129,8 @@ class Stage(ABC):
         return self
 
     def finish(self, model: SVD, batches: Sequence[Batch]) -> SVDConfig:
-        """The model's configuration after training; a stage may measure it on a few held-out batches."""
+        """The model's configuration after training; a stage may measure it on a few held-out batches.
+
+        Of ``model`` the trained parameters are float32, the others in ``compute_dtype``.
+        """
         return model.config

@@ -23,10 +23,10 @@ from svdjax.training.metrics import MetricsLog
 from svdjax.training.model import Model
 from svdjax.training.optim import make_optimizer
 from svdjax.training.samples import grid_clips, write_grid
-from svdjax.training.sharding import BatchLayout, on_mesh, place_whole, shape_at, state_shardings
+from svdjax.training.sharding import AtRest, BatchLayout, on_mesh, place_whole, shape_at, state_shardings
 from svdjax.training.stage import Batch, Stage
 from svdjax.training.state import TrainState, new_state
-from svdjax.training.step import Frozen, make_loss, make_train_step
+from svdjax.training.step import Frozen, compiled_loss, make_train_step
 from svdjax.typing import Array
 
 # Every process has the validation clips in memory, whole, and reads them before the first step.
@@ -87,11 +87,17 @@ class StageRun:
             self._prepared(batch) for batch in stage.held_out(clips, batch=batch, count=count)
         ]
 
-    def train(self, stop: Callable[[int], bool]) -> Stopped | None:
-        """Train to the end and write the stage's model; or save a checkpoint and say where it stopped."""
+    def train(self, stop: Callable[[int], bool]) -> Stopped | Model:
+        """Train to the end and write the stage's model; or save a checkpoint and say where it stopped.
+
+        Returns:
+            Where it stopped, or what is left of the model that it began with, for `Stage.read`: of the parameters
+            that it does not train. The model that was given is used up.
+        """
         stage = self.stage
         make_batches = on_mesh(self.mesh, stage.batches)
         batches = make_batches(self.model.module, self.clips, seed=self.config.seed, rows=self.layout.rows)
+        self._rest()
         step = make_train_step(stage, self.model.shapes, self.optimizer, self.config.seed, self.shardings)
         with (
             Checkpoints(self.directory / "checkpoints", keep=stage.keep) as checkpoints,
@@ -125,13 +131,27 @@ class StageRun:
                 save(state)
                 return Stopped(stage.name, int(state.step))
         self._finish(state)
-        return None
+        return self.model
+
+    def _rest(self) -> None:
+        """Take the frozen parameters to the hosts' memory, but for those that networks compute with as they are.
+
+        Only what is written needs them; on the devices they would take twice the room of ``self.frozen``.
+        """
+        moved = {path: value for path, value in self.rest.items() if value.dtype != self.frozen[path].dtype}
+        at_rest = {path: AtRest.of(value) for path, value in moved.items()}
+        for value in moved.values():
+            value.delete()
+        self.rest = {**self.rest, **at_rest}
+        self.model = replace(self.model, params={**self.model.params, **at_rest})
 
     def _state(self, checkpoints: Checkpoints) -> TrainState:
-        """The newest checkpoint, or the state before the first step, into which the parameters go."""
+        """The newest checkpoint, or the state before the first step; the parameters go into it, or are given up."""
         params, self.params = self.params, {}
         if checkpoints.latest is None:
             return jax.jit(self.start, out_shardings=self.shardings, donate_argnums=0)(params)
+        for value in params.values():  # which the run's model has too: they would stay until the stage's end
+            value.delete()
         state, position = checkpoints.restore(self.shapes)
         self._check(position, int(state.step))
         self.console.print(f"{self.stage.name}: resuming at step {int(state.step)}")
@@ -145,7 +165,7 @@ class StageRun:
 
     def _hooks(self, save: Callable[[TrainState], None], log: MetricsLog) -> list[Hook]:
         stage = self.stage
-        loss = jax.jit(make_loss(stage.for_validation(), self.model.shapes))
+        loss = compiled_loss(stage.for_validation(), self.model.shapes, self.mesh)
         loss = on_mesh(self.mesh, processes.compiled_together(loss, f"loss of {stage.name}"))
         return [
             every(stage.validate_every, on.validate(loss, self._averages, self.frozen, self._held_out, log)),
@@ -192,7 +212,8 @@ class StageRun:
         processes.barrier("samples written")
 
     def _finish(self, state: TrainState) -> None:
-        averaged = self._averaged(self._averages(state))
-        config = on_mesh(self.mesh, self.stage.finish)(averaged.module, list(self._held_out()))
-        self.stage.save(replace(averaged, config=config), self.directory / self.stage.result)
+        averages = self._averages(state)
+        module = replace(self.model, params={**averages, **self.frozen}).module
+        config = on_mesh(self.mesh, self.stage.finish)(module, list(self._held_out()))
+        self.stage.save(replace(self._averaged(averages), config=config), self.directory / self.stage.result)
         processes.barrier(f"{self.stage.name} finished")

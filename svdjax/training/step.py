@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
 from svdjax.compilation import compiler_options
 from svdjax.data.pipeline import to_unit
@@ -38,6 +39,11 @@ def make_loss(stage: Stage, model: SVD) -> LossFn:
         return stage.loss(load_flat(model, weights, what="the training state"), clips, key)
 
     return loss
+
+
+def compiled_loss(stage: Stage, model: SVD, mesh: Mesh) -> LossFn:
+    """`make_loss` compiled for a mesh, with the options that the step has: for validation."""
+    return jax.jit(make_loss(stage, model), compiler_options=_options(mesh))
 
 
 def numbered(batch: Batch) -> Batch:
@@ -109,8 +115,13 @@ def make_train_step(
         return new_state, metrics
 
     whole = shardings.step
-    options = compiler_options(whole.mesh.devices.flat[0].platform)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options)
+    return jax.jit(
+        train_step, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=_options(whole.mesh)
+    )
+
+
+def _options(mesh: Mesh) -> dict[str, bool] | None:
+    return compiler_options(mesh.devices.flat[0].platform)
 
 
 def _on_device(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:

@@ -6,13 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
 from svdjax.errors import UserError
-from svdjax.training.checkpoint import Checkpoints, Keep
+from svdjax.training import checkpoint, processes
+from svdjax.training.checkpoint import Checkpoints, Keep, whole_checkpoints
 from tests.resume.states import equal, make_state, shapes
 
 
@@ -118,6 +120,24 @@ def test_the_newest_whole_checkpoint_is_used_and_the_damaged_one_named(two, capl
     (warning,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
     assert message in warning.getMessage() and f"{two}/2" in warning.getMessage()
     assert "\n" not in warning.getMessage() and (two / "2").exists()
+
+
+def test_a_process_that_sees_the_newest_checkpoint_late_waits_for_it(two, monkeypatch):
+    """As over NFS: process 0 says that 2 is the newest, and this one sees but 1 for a while."""
+    turns = iter([None, None])
+
+    def looked(directory):
+        losses, damages = whole_checkpoints(directory)
+        return ({1: None} if next(turns, "late") is None else losses), damages
+
+    monkeypatch.setattr(checkpoint, "whole_checkpoints", looked)
+    monkeypatch.setattr(processes, "of_main", lambda value, name: 2)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert restored(two) == 2 and not list(turns)
+    shutil.rmtree(two / "2")
+    monkeypatch.setattr(processes, "_SIGHT_S", 0)
+    with pytest.raises(UserError, match=r"checkpoints/2: process 0 sees it, process 0 does not: give --out"):
+        Checkpoints(two)
 
 
 def test_without_a_whole_checkpoint_there_is_none(two):

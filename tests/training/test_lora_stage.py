@@ -25,6 +25,7 @@ from svdjax.training.diffusion_stage import DiffusionStage
 from svdjax.training.lora_stage import LoRAStage
 from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.model import Model
+from svdjax.training.stage_run import StageRun
 from svdjax.training.step import make_loss
 from tests.training.tiny import MODEL, OPTIM, tiny_run
 from tests.weights import random_model
@@ -50,10 +51,29 @@ def config(tmp_path_factory, base):
 
 
 @pytest.fixture(scope="module")
-def finished(config):
+def frozen():
+    """Of a frozen kernel, the types in which it lies on the devices while a run trains."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(config, frozen):
     """Trained on eight devices, over which every parameter is divided that can be."""
-    with mock.patch.object(sharding, "_SMALL", 0):
+    make_state = StageRun._state
+
+    def watched(stage_run, checkpoints):
+        shape = stage_run.model.params["unet.conv_in.kernel"].shape
+        found = [x for x in jax.live_arrays() if x.shape == shape and not x.is_deleted()]
+        frozen.extend(str(x.dtype) for x in found if len(x.sharding.device_set) == 8)
+        return make_state(stage_run, checkpoints)
+
+    with mock.patch.object(sharding, "_SMALL", 0), mock.patch.object(StageRun, "_state", watched):
         return run(config)
+
+
+@pytest.mark.slow
+def test_the_frozen_model_lies_on_the_devices_in_the_type_to_compute_in_alone(finished, frozen):
+    assert set(frozen) == {"bfloat16"}
 
 
 @pytest.mark.slow

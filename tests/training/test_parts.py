@@ -1,6 +1,7 @@
 """The small parts of training, each against its formula."""
 
 import dataclasses
+import importlib
 import json
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,14 @@ from svdjax.models.params import abstract, flat_params
 from svdjax.models.svd import SVD
 from svdjax.training.config import load_config
 from svdjax.training.ema import ema_decay, update_ema
+from svdjax.training.export import Export
 from svdjax.training.loop import Moment, every, train
 from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.optim import OptimConfig, learning_rate, make_optimizer
+from svdjax.training.precompute import Precompute
 from svdjax.training.sharding import state_shardings
 from svdjax.training.state import new_state
-from svdjax.training.step import make_train_step
+from svdjax.training.step import compiled_loss, make_train_step
 from tests.training.tiny import MODEL, OPTIM, tiny_run
 from tests.weights import random_model
 
@@ -38,6 +41,26 @@ def test_the_average_forgets_fast_at_first_and_slowly_later():
 def test_the_learning_rate_rises_then_falls_along_a_cosine():
     rate = learning_rate(OptimConfig(rate=2.0, warmup=10, final=0.25), 110)
     assert [float(rate(step)) for step in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1.25, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": -1e-3}, "optim.rate -0.001: must be at least 0"),
+        ({"rate": float("nan")}, "optim.rate nan: must be at least 0"),
+        ({"warmup": -5}, "optim.warmup -5: must be at least 0"),
+        ({"weight_decay": -0.1}, "optim.weight-decay -0.1: must be at least 0"),
+        ({"final": -1.0}, "optim.final -1.0: must be at least 0 and at most 1"),
+        ({"b1": 1.0}, "optim.b1 1.0: must be at least 0 and below 1"),
+        ({"b2": 1.0}, "optim.b2 1.0: must be at least 0 and below 1"),
+        ({"eps": 0.0}, "optim.eps 0.0: must be above 0"),
+        ({"clip": 0.0}, "optim.clip 0.0: must be above 0"),
+        ({"clip": -1.0}, "optim.clip -1.0: must be above 0"),
+    ],
+)
+def test_an_optimizer_that_cannot_train_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        OptimConfig(**values)
 
 
 def test_only_kernels_decay():
@@ -115,6 +138,15 @@ def test_a_step_repeats_itself_exactly_from_the_same_state(vae_step):
     assert float(three["loss"]) != float(one["loss"])
 
 
+def test_validation_is_compiled_with_the_options_of_the_step(monkeypatch, tmp_path):
+    monkeypatch.setattr("svdjax.training.step.compiler_options", lambda platform: {f"none_of_{platform}": True})
+    model, stage = abstract(SVD, MODEL), tiny_run(tmp_path).decoder
+    loss = compiled_loss(stage, model, make_mesh(MeshConfig(), jax.devices()[:1]))
+    batch = {"video": jnp.zeros((1, 2, 16, 16, 3), jnp.uint8)}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'none_of_cpu'"):
+        loss.lower(flat_params(model), {}, batch, jax.random.key(0)).compile()
+
+
 def test_hooks_run_every_n_steps_and_at_the_end(still):
     calls = []
     hook = every(2, lambda moment: calls.append(moment.step))
@@ -143,6 +175,29 @@ def test_the_loop_stops_after_the_step_in_which_it_is_asked_to(still):
         stop=lambda step: next(asked),
     )
     assert int(state.step) == 2
+
+
+def test_no_more_than_two_steps_are_in_flight(still):
+    """Nor are more batches taken from the loader than that, or it would seem to be late."""
+
+    @jax.jit
+    def step(state, frozen, batch):
+        product = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), batch["matrix"])
+        return dataclasses.replace(state, step=state.step + 1), {"loss": product.sum()}
+
+    losses, in_flight = [], []
+
+    def batches():
+        for _ in range(8):
+            in_flight.append(sum(not loss.is_ready() for loss in losses))
+            yield {"matrix": np.eye(300, dtype=np.float32)}
+
+    def hook(moment):
+        losses.append(moment.metrics["loss"])
+        in_flight.append(sum(not loss.is_ready() for loss in losses))
+
+    train(still, {}, batches(), train_step=step, place=jax.device_put, steps=8, hooks=[hook])
+    assert max(in_flight) <= 2
 
 
 def test_nothing_goes_to_the_device_by_accident(still):
@@ -188,6 +243,21 @@ def test_quick_is_a_twentieth():
 def test_impossible_values_are_refused_at_once(options, message):
     with pytest.raises(UserError, match=message):
         load_config(options, default=DEMO)
+
+
+@pytest.mark.parametrize("command", ["precompute", "export"])
+@pytest.mark.parametrize("idle", [["--distributed"], ["--mesh.fsdp", "2"], ["--mesh.context=2"]])
+def test_commands_of_one_process_refuse_what_would_do_nothing_there(command, idle):
+    module = importlib.import_module(f"svdjax.training.{command}")
+    own = {"precompute": ["--out", "cache"], "export": ["--to", "model.safetensors"]}[command]
+    with pytest.raises(UserError, match=rf"^{idle[0]}: svdjax {command} is one process, .*: leave it out"):
+        module.main([str(DEMO), *own, *idle])
+
+
+@pytest.mark.parametrize(("options", "name"), [(Precompute, "out"), (Export, "to")])
+def test_what_is_written_goes_to_no_address(options, name):
+    with pytest.raises(UserError, match=rf"--{name} gs://bucket/x: is an address, not a path: mount it"):
+        options(**{name: Path("gs://bucket/x")})
 
 
 @pytest.mark.parametrize("program", [["/bin/svdjax", "train"], ["train.py"]])

@@ -271,6 +271,8 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(root, made, monkeypatch):
 
 
 def test_several_machines_make_a_cache_together(root, made):
+    (root / "parts").mkdir()
+    (root / "parts/.cache.json.partial-other-1").touch()  # they start at the same time
     options = Precompute(out=root / "parts", dtype="float32", batch=3, shard_clips=10, part=(1, 2))
     assert not precompute(options, config_for(root), QUIET)
     assert precompute(dataclasses.replace(options, part=(0, 2)), config_for(root), QUIET)

@@ -1,8 +1,14 @@
 """Several processes wait for one another where one may come late; with real ones, see tests/multihost."""
 
+import time
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
 
+from svdjax.errors import UserError
 from svdjax.training import processes
 
 
@@ -31,3 +37,34 @@ def test_each_barrier_has_a_key_of_its_own(monkeypatch):
     for name in ("saved", "saved", "finished"):
         processes.barrier(name)
     assert len(set(keys)) == 3 and keys[0].endswith("saved") and keys[2].endswith("finished")
+
+
+def test_what_process_0_has_is_everybodys_once_all_are_there(monkeypatch):
+    happened = []
+    monkeypatch.setattr(processes, "barrier", happened.append)
+    monkeypatch.setattr(
+        multihost_utils, "broadcast_one_to_all", lambda x: [happened.append(int(x)), np.int32(100)][1]
+    )
+    assert processes.of_main(50, "looked") == 100 and happened == ["looked", 50]
+
+
+def test_what_process_0_has_written_is_waited_for(tmp_path, monkeypatch):
+    path, turns = tmp_path / "late", iter(range(1, 100))
+
+    def sleep(seconds):
+        if next(turns) == 3:
+            path.touch()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    processes.see(path)
+    assert next(turns) == 4
+    monkeypatch.setattr(processes, "_SIGHT_S", 0)
+    with pytest.raises(UserError, match=r"never: process 0 sees it, process 0 does not: give --out as a directory"):
+        processes.see(tmp_path / "never")
+
+
+def test_a_number_of_a_process_that_is_none_is_said_in_one_line(monkeypatch):
+    for name, value in {"COORDINATOR_ADDRESS": "host:1", "NUM_PROCESSES": "2", "PROCESS_ID": "first"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(UserError, match=r"--distributed: the processes did not find each other .*'first'"):
+        processes.start()

@@ -20,7 +20,7 @@ from svdjax.errors import UserError
 from svdjax.models.params import abstract, cast_floating, flat_params, load_flat
 from svdjax.models.svd import SVD
 from svdjax.training import RunConfig, Stopped, run
-from svdjax.training.checkpoint import whole_checkpoints
+from svdjax.training.checkpoint import Checkpoints, whole_checkpoints
 from svdjax.training.data import Clips, open_clips
 from svdjax.training.directory import claim
 from svdjax.training.export import Export, export
@@ -62,6 +62,24 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(MetricsLog, "write", write_and_signal)
+
+
+def kept_at_restore(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """By stage, of the parameters that it trains, those whose first values are there when it reads a checkpoint."""
+    kept, make_state = {}, StageRun._state
+
+    def watched(stage_run, checkpoints):
+        def restore(shapes):
+            params = stage_run.model.params.items()
+            trained = [path for path, value in params if stage_run.stage.trains(path) and not value.is_deleted()]
+            kept[stage_run.stage.name] = trained
+            return Checkpoints.restore(checkpoints, shapes)
+
+        monkeypatch.setattr(checkpoints, "restore", restore)
+        return make_state(stage_run, checkpoints)
+
+    monkeypatch.setattr(StageRun, "_state", watched)
+    return kept
 
 
 def test_a_run_leaves_a_model_samples_metrics_and_its_configuration(finished):
@@ -168,7 +186,9 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(finished, mo
         interrupt_at(patch, stage, step)
         assert run(config) == Stopped(stage, step)
     assert not (config.out / "model.safetensors").exists()
+    kept = kept_at_restore(monkeypatch)
     assert run(config) == config.out / "model.safetensors"
+    assert kept == {stage: []}
     for part in ("vae", "decoder", "unet"):
         assert losses(config.out / part) == losses(finished / "run" / part)
         once = flat_params(load_model(finished / "run" / part / "model.safetensors"))

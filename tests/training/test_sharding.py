@@ -14,6 +14,7 @@ from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.optim import OptimConfig, make_optimizer
 from svdjax.training.sharding import (
     PARAM_AXES,
+    AtRest,
     BatchLayout,
     gather,
     param_shardings,
@@ -121,3 +122,24 @@ def test_what_is_placed_is_gathered_whole():
     assert placed.addressable_data(3).shape == (128, 32)
     assert np.array_equal(gather(placed), values["kernel"])
     assert np.array_equal(gather(place_whole({"x": values["kernel"][:16]}, mesh)["x"]), values["kernel"][:16])
+
+
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": 2}, {"fsdp": 1}])
+def test_what_rests_in_the_hosts_memory_comes_back_where_it_was(sizes):
+    values = {"kernel": np.random.default_rng(0).normal(size=(128, 256)).astype(np.float32)}
+    placed = place(values, mesh_of(**sizes))["kernel"]
+    resting = AtRest.of(placed)
+    sharding = placed.sharding
+    placed.delete()
+    assert sum(part.nbytes for part in resting.parts.values()) == values["kernel"].nbytes  # one copy
+    assert resting.placed().sharding == sharding
+    assert np.array_equal(resting.placed(), values["kernel"]) and np.array_equal(gather(resting), values["kernel"])
+
+
+def test_parameters_of_one_shape_are_gathered_by_one_program(monkeypatch, caplog):
+    params = place({f"{i}": np.full((128, 256), i, np.float32) for i in range(3)}, mesh_of())
+    # As with several processes, of which each holds a part.
+    monkeypatch.setattr(type(params["0"]), "is_fully_addressable", property(lambda array: False))
+    with jax.log_compiles():
+        assert [int(gather(value).max()) for value in params.values()] == [0, 1, 2]
+    assert len([record for record in caplog.records if "Compiling jit" in record.getMessage()]) == 1
