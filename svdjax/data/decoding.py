@@ -195,7 +195,7 @@ def opened(video: Path | bytes, name: str) -> Iterator[InputContainer]:
     except FileNotFoundError:
         raise Unread(f"{label} does not exist: check the path") from None
     except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
-        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+        if isinstance(error, OSError) and not isinstance(error, av.FFmpegError | IsADirectoryError):
             raise unread(label, error) from None
         reason = getattr(error, "strerror", None) or str(error).split(":")[0].strip() or "it holds no frame"
         raise UserError(f"{label} cannot be read as a video ({reason}): replace or remove it") from None

@@ -1,5 +1,6 @@
 """Reads pictures: upright, with transparency on white. A picture is a clip of one frame, marked ``image_only``."""
 
+import errno
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def _opened(picture: Path | bytes, name: str) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise Unread(f"{label}: no such picture") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno:  # Pillow's own have none
+        if isinstance(error, OSError) and error.errno not in (None, errno.EISDIR):  # Pillow's own have none
             raise unread(label, error) from None
         raise UserError(f"{label}: not a picture that can be read ({error})") from None
 
