@@ -187,9 +187,9 @@ def write_diffusers(checkpoint: Checkpoint, folder: Path, progress: Progressed) 
             f"{checkpoint.what}: diffusers' video UNet needs vector conditioning: choose --to sgm or svdjax"
         )
     if config.preconditioning.startswith("discrete") == config.unet.temporal:
-        kind = "video" if config.unet.temporal else "image"
+        kind = "a video" if config.unet.temporal else "an image"
         raise UserError(
-            f"{checkpoint.what}: diffusers has no pipeline for an {kind} model trained on noise levels as this one "
+            f"{checkpoint.what}: diffusers has no pipeline for {kind} model trained on noise levels as this one "
             f'is (preconditioning "{config.preconditioning}") and would sample it wrongly: choose --to svdjax'
         )
     parts = tables(config)

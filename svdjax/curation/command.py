@@ -101,7 +101,7 @@ def run(args: Curate) -> None:
     with terminable():
         annotate(args, videos, console)
         rows = _report_videos(args.out, console)
-        embeddings = read_embeddings(args.out) if args.rules.duplicates else None
+        embeddings = read_embeddings(args.out, rows) if args.rules.duplicates else None
         filtered = filtering.choose(rows, args.rules, embeddings)
         console.print(filtering.table(rows, filtered))
         filtering.write(args.out, rows, filtered, args.out / SHARDS, shards=args.shards)

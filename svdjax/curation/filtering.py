@@ -113,7 +113,7 @@ def run(args: Filter) -> None:
     if args.out is not None and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"--out {args.out}: is not empty, or no directory: choose another one or remove it")
     rows = read_rows(args.directory)
-    filtered = choose(rows, args.rules, read_embeddings(args.directory) if args.rules.duplicates else None)
+    filtered = choose(rows, args.rules, read_embeddings(args.directory, rows) if args.rules.duplicates else None)
     Console().print(table(rows, filtered))
     print(write_report(args.directory, rows, filtered, args.rules.axes()))
     if args.out is not None:

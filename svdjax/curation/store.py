@@ -91,26 +91,30 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     return require("pyarrow", "curate").concat_tables(tables, promote_options="permissive").to_pylist()
 
 
-def read_embeddings(out: Path) -> Float[ndarray, "n k c"] | None:
-    """``clip_embedding`` of all clips, in the order of `read_rows`, NaN for a clip without; None if all are.
+def read_embeddings(out: Path, rows: Sequence[Mapping[str, Any]]) -> Float[ndarray, "n k c"] | None:
+    """``clip_embedding`` of the clips of these rows, NaN for a clip without; None if all are.
+
+    Args:
+        rows: of `read_rows`; videos that are done in the meantime are left out.
 
     Raises:
         UserError: as `read_rows`.
     """
-    count, found = 0, []
-    for table in _tables(out, lambda column: column == "clip_embedding"):
-        if table.num_columns:
-            column = table.column(0).combine_chunks()
-            numbers = np.flatnonzero(column.is_valid()) + count
-            stills = column.flatten()  # without what is null
-            values = stills.flatten().to_numpy().astype(np.float32)
-            found.append((numbers, values.reshape(len(numbers), len(stills) // len(numbers), -1)))
-        count += table.num_rows
-    if not found:
-        return None
-    embeddings = np.full((count, *found[0][1].shape[1:]), np.nan, np.float32)
-    for numbers, values in found:
-        embeddings[numbers] = values
+    numbers = {row["name"]: number for number, row in enumerate(rows)}
+    embeddings = None
+    for table in _tables(out, lambda column: column in ("name", "clip_embedding")):
+        if "clip_embedding" not in table.column_names:
+            continue
+        column = table.column("clip_embedding").combine_chunks()
+        names = table.filter(column.is_valid()).column("name").to_pylist()
+        stills = column.flatten()  # without what is null
+        values = stills.flatten().to_numpy().astype(np.float32)
+        values = values.reshape(len(names), len(stills) // max(1, len(names)), -1)
+        known = [place for place, name in enumerate(names) if name in numbers]
+        if known and embeddings is None:
+            embeddings = np.full((len(rows), *values.shape[1:]), np.nan, np.float32)
+        if known:
+            embeddings[[numbers[names[place]] for place in known]] = values[known]
     return embeddings
 
 

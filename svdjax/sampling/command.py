@@ -114,10 +114,10 @@ def run(args: Sample) -> list[Path]:
 
 
 def check_asked(args: Sample, config: SVDConfig, settings: Settings) -> None:
-    """See that a model can make what is asked for, and that no option is without effect.
+    """See that a model can make what is asked for, and heeds what not all models or settings do.
 
     Raises:
-        UserError: it cannot, or one would be.
+        UserError: it cannot, or does not.
     """
     defaults = settings.defaults
     check_context(config, settings, jax.local_device_count())

@@ -176,7 +176,8 @@ class Pipeline:
             model: its parameters' type is the type to compute in.
             settings: how to sample. Sizes that are no multiple of the model's ``size_multiple`` are rounded up for
                 the networks, and the videos cropped.
-            on_step: called after each sampler step, with the number of those of its videos and window.
+            on_step: called after each sampler step with its number, from 1, which begins anew with each group of
+                videos and each window.
 
         Raises:
             UserError: no task is known that the model is conditioned by.
@@ -333,8 +334,8 @@ class Pipeline:
         seed, sigma = shared
         _, key, _ = keys_of(seed)
         key = key if before is None else before.key(key)
-        noise = constrain(initial_noise(key, videos, self._latent_shape(), sigma))
-        return Run.start(noise if before is None else before.start(noise, sigma))
+        noise = initial_noise(key, videos, self._latent_shape(), sigma)
+        return _laid_out(Run.start(noise if before is None else before.start(noise, sigma)))
 
     def step(
         self,
@@ -348,8 +349,7 @@ class Pipeline:
         """One step of the sampler, of a seed, from latents to less noisy ones, through the guided denoiser."""
         seed, move = shared
         denoise, key = self._denoise(model, branches, before), self._noise_key(seed, before)
-        run = advance(denoise, run, move, SAMPLERS[self.settings.sampler], key, index=videos)
-        return Run(x=constrain(run.x), x0=constrain(run.x0))
+        return _laid_out(advance(denoise, run, move, SAMPLERS[self.settings.sampler], key, index=videos))
 
     def sample(
         self,
@@ -396,3 +396,8 @@ class Pipeline:
         if chunk is None and settings.decode == "exact":
             chunk = default_chunk(*z.shape[:4])
         return decode_frames(model.vae, z, chunk=chunk, mode=settings.decode)
+
+
+def _laid_out(run: Run) -> Run:
+    """A run where each step has it: else a step would be compiled for each place where it finds one."""
+    return jax.tree.map(constrain, run)

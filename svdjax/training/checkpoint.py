@@ -66,6 +66,7 @@ class Checkpoints:
                 self._directory, context=context, preservation_policy=self
             )
             self._losses = self._look()
+            self._checkpointer.reload()  # it has looked for itself, perhaps before this process saw the newest
 
     def _remove_partial(self) -> None:
         """Remove what a killed run did not finish; orbax would do so while it saves the step anew."""

@@ -42,7 +42,11 @@ def claim(config: RunConfig) -> None:
         return
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        if path.exists() and _is_trained(config):
+        if found := _found(config):
+            if not path.exists():
+                raise UserError(
+                    f"--out {config.out}: holds {found}, but no run (config.json): choose another place"
+                )
             check_same(path, json.loads(text), what="a run")
         if not path.exists() or path.read_text() != text:
             with finished(path, overwrite=True) as partial:
@@ -94,15 +98,15 @@ def keep_motion_map(config: RunConfig, train: ClipSource | LatentCache) -> None:
 
     if not processes.is_main():
         processes.patiently(check)
-    elif path.exists() and _is_trained(config):
+    elif path.exists() and _found(config):
         check()
     else:
         write_json(path, motion)
 
 
-def _is_trained(config: RunConfig) -> bool:
-    """Whether a stage of this or of another run has begun in the directory."""
-    return any((config.out / name).exists() for name in _TRACES)
+def _found(config: RunConfig) -> str:
+    """What a stage of this or of another run has left in the directory; empty if none has begun there."""
+    return next((name for name in _TRACES if (config.out / name).exists()), "")
 
 
 def check_same(path: Path, wanted: dict[str, Any], *, what: str) -> None:

@@ -70,19 +70,19 @@ def train(
         steps: at which to end. hooks: called after each step. stop: asked after each step.
     """
     waited = 0.0
-    before: Metrics = {}  # of the last step, and
-    two_before: Metrics = {}  # of the one before it
+    last: Metrics = {}
+    last_but_one: Metrics = {}
     for step in range(int(state.step) + 1, steps + 1):
         start = time.perf_counter()
         batch = next(data)
         waited += time.perf_counter() - start
         # One step in hand keeps the device busy. JAX lets some thirty wait: their batches would all lie on the
         # device, taken from the loader faster than they are used, so that it seemed too slow.
-        jax.block_until_ready(two_before)
+        jax.block_until_ready(last_but_one)
         batch = place(batch)
         with jax.transfer_guard("disallow"):
             state, metrics = train_step(state, frozen, batch)
-        two_before, before = before, metrics
+        last_but_one, last = last, metrics
         moment = Moment(step=step, last=step == steps, state=state, metrics=metrics, waited=waited)
         for hook in hooks:
             hook(moment)

@@ -92,7 +92,9 @@ def barrier(name: str) -> None:
 
 
 def of_main(value: int, name: str) -> int:
-    """What process 0 has as ``value``, in all processes: what they find in a folder may differ for a while.
+    """What process 0 has as ``value``, in all processes, which have to call this together.
+
+    What they find in a folder may differ for a while.
 
     Args:
         value: of this process. name: of the barrier at which they meet.
@@ -132,11 +134,25 @@ def see(path: Path) -> None:
 
 
 def unseen(path: Path) -> UserError:
-    """What is wrong where process 0 sees something and this process does not."""
+    """What is wrong where this process does not see what process 0 has written."""
     return UserError(
-        f"{path}: process 0 sees it, process {jax.process_index()} does not: give --out as a directory that all "
-        "processes share"
+        f"{path}: process {jax.process_index()} does not see it: either process 0 has stopped, and says why, or "
+        "--out is no directory that all processes share"
     )
+
+
+def check_same_count(count: int, what: str) -> None:
+    """See that all processes, which have to call this together, have found as many of something.
+
+    Raises:
+        UserError: this one has not: a file that one process cannot read would have each train on other rows.
+    """
+    theirs = of_main(count, f"{what} counted")
+    if theirs != count:
+        raise UserError(
+            f"process {jax.process_index()} has {count} {what}, process 0 has {theirs}: make the data the same "
+            "for all, and readable"
+        )
 
 
 def compiled_together(function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -58,6 +58,8 @@ def run(config: RunConfig, console: Console | None = None) -> Path | Stopped:
         if config.unet is not None:
             check_grid(clips, config.model)
         keep_motion_map(config, clips.train)
+    processes.check_same_count(len(clips.train), "training clips")
+    processes.check_same_count(len(clips.validation), "validation clips")
     model = start(config, mesh, console)
     count = sum(value.size for value in model.params.values())
     devices = " x ".join(f"{size} {name}" for name, size in mesh.shape.items() if size > 1) or "1 device"

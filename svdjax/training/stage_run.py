@@ -91,8 +91,8 @@ class StageRun:
         """Train to the end and write the stage's model; or save a checkpoint and say where it stopped.
 
         Returns:
-            Where it stopped, or what is left of the model that it began with, for `Stage.read`: of the parameters
-            that it does not train. The model that was given is used up.
+            Where it stopped; or the model that it began with, for `Stage.read`: of its parameters those that were
+            trained are deleted, and those that were frozen may be at rest. The model that was given is used up.
         """
         stage = self.stage
         make_batches = on_mesh(self.mesh, stage.batches)

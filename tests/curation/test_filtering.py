@@ -99,14 +99,16 @@ def test_embeddings_are_read_as_one_array_and_the_rows_do_not_hold_what_is_heavy
     write_rows(tmp_path, "b", [{"name": "0"} | heavy[0], {"name": "1"}], [])
     write_rows(tmp_path, "c", [{"name": "2"}], [])
     write_rows(tmp_path, "d", [{"name": "3"} | heavy[1], {"name": "4"} | heavy[0]], [])
-    rows, embeddings = read_rows(tmp_path), read_embeddings(tmp_path)
+    rows = read_rows(tmp_path)
+    write_rows(tmp_path, "aa", [{"name": "9"} | heavy[0]], [])  # by another machine, in the meantime
+    embeddings = read_embeddings(tmp_path, rows)
     assert [row["name"] for row in rows] == list("01234") and not set(HEAVY) & rows[0].keys()
     gone = np.full((3, 5), np.nan)
     np.testing.assert_array_equal(embeddings, [one, gone, gone, other, one])
     assert choose(rows, Rules(), embeddings).removed["duplicate"] == [0]
     write_rows(tmp_path, "b", [], [])
     write_rows(tmp_path, "d", [], [])
-    assert read_embeddings(tmp_path) is None
+    assert read_embeddings(tmp_path, rows) is None
 
 
 def test_one_motion_of_the_camera_can_be_chosen_and_the_unknown_is_no_motion(tmp_path):

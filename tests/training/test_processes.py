@@ -59,7 +59,7 @@ def test_what_process_0_has_written_is_waited_for(tmp_path, monkeypatch):
     processes.see(path)
     assert next(turns) == 4
     monkeypatch.setattr(processes, "_SIGHT_S", 0)
-    with pytest.raises(UserError, match=r"never: process 0 sees it, process 0 does not: give --out as a directory"):
+    with pytest.raises(UserError, match=r"never: process 0 does not see it: .* no directory that all"):
         processes.see(tmp_path / "never")
 
 
@@ -68,3 +68,10 @@ def test_a_number_of_a_process_that_is_none_is_said_in_one_line(monkeypatch):
         monkeypatch.setenv(f"JAX_{name}", value)
     with pytest.raises(UserError, match=r"--distributed: the processes did not find each other .*'first'"):
         processes.start()
+
+
+def test_other_counts_than_those_of_process_0_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "of_main", lambda value, name: 7)
+    processes.check_same_count(7, "training clips")
+    with pytest.raises(UserError, match="process 0 has 6 training clips, process 0 has 7: make the data the same"):
+        processes.check_same_count(6, "training clips")

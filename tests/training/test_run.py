@@ -219,6 +219,9 @@ def test_a_checkpoint_of_another_model_is_refused(finished, monkeypatch):
     with pytest.raises(UserError, match=r"another configuration \(model.vae.channels \[8, 8\] -> \[8, 16\]\)"):
         run(other)
     (config.out / "config.json").unlink()
+    with pytest.raises(UserError, match="other: holds vae, but no run"):
+        run(other)
+    (config.out / "config.json").write_text(other.to_json())
     with pytest.raises(UserError, match="vae/checkpoints/1: is damaged, or of another configuration"):
         run(other)
 
