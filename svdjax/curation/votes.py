@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from svdjax.curation.elo import MIN_CHECKS, attentive, cut_off, read_votes
+from svdjax.data.files import caption_beside
 from svdjax.errors import UserError
 
 Side = Literal["left", "right"]
@@ -236,6 +237,5 @@ def _videos_in(folder: Path) -> dict[str, Path]:
 
 def prompt_of(name: str, models: Mapping[str, Mapping[str, Path]]) -> str:
     """The text of ``NAME.txt`` beside any of the videos, or else the words of the name."""
-    texts = (videos[name].with_suffix(".txt") for videos in models.values() if name in videos)
-    found = (text.read_text("utf-8", errors="replace").strip() for text in texts if text.is_file())
-    return next(found, re.sub("[-_]+", " ", Path(name).name))
+    texts = (caption_beside(videos[name]) for videos in models.values() if name in videos)
+    return next(filter(None, texts), re.sub("[-_]+", " ", Path(name).name))

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import grain
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from svdjax.conversion.output import finished
 from svdjax.data.drawing import Group
-from svdjax.data.files import record_writer
+from svdjax.data.files import Records, record_writer
 from svdjax.data.motion import MotionBuckets
 from svdjax.errors import UserError
 from svdjax.typing import ndarray
@@ -48,12 +48,12 @@ class LatentCache:
         self.buckets = MotionBuckets(thresholds=tuple(index["motion_thresholds"]))
         self.motion_measure = str(index.get("motion_measure", "not known"))
         self._directory = directory
-        shards = [directory / name for name in index["shards"]]
-        if missing := [shard.name for shard in shards if not shard.is_file()]:
+        names = index["shards"]
+        if missing := [name for name in names if not (directory / name).is_file()]:
             raise UserError(f"{directory} lacks {', '.join(missing)}: copy the cache again")
         try:
             table = np.load(directory / TABLE)
-            self._records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+            self._records = Records(directory, names)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{directory} is damaged ({error}): copy the cache again") from None
         if len(self._records) != len(table):
@@ -66,11 +66,11 @@ class LatentCache:
     def __getitem__(self, index: SupportsIndex) -> dict[str, ndarray]:
         """
         Raises:
-            UserError: the record is damaged.
+            UserError: the record is damaged, or could not be read.
         """
         try:
             arrays = load(self._records[index])
-        except Exception as error:  # safetensors has an exception of its own, ArrayRecord a RuntimeError
+        except (RuntimeError, SafetensorError) as error:
             raise UserError(
                 f"clip {index} of {self._directory} is damaged ({error}): copy the cache again"
             ) from None

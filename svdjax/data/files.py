@@ -4,16 +4,19 @@ They are read again where a network file system fails for a moment: a clip that 
 make that host's rows others than they are.
 """
 
+import copy
 import io
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
+import grain
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from svdjax.errors import Unread, UserError
@@ -67,16 +70,12 @@ class PatientFile(io.RawIOBase):
         super().close()
 
     def _patiently(self, act: Callable[[FileIO], T]) -> T:
-        for wait in () if self._lost else _WAITS:
-            try:
-                return act(self._open())
-            except _LASTING:
-                raise
-            except OSError:
-                self._let_go()
-                time.sleep(wait)
-        self._lost = True
-        done = act(self._open())
+        waits = () if self._lost else _WAITS
+        try:
+            done = _patiently(lambda: act(self._open()), self._let_go, waits)
+        except OSError:
+            self._lost = True
+            raise
         self._lost = False
         return done
 
@@ -89,6 +88,43 @@ class PatientFile(io.RawIOBase):
             if self._file is not None:
                 self._file.close()
         self._file = None
+
+
+class Records:
+    """The records of ArrayRecord files in a directory, read as `PatientFile` reads."""
+
+    def __init__(self, directory: Path, names: Sequence[str]) -> None:
+        """
+        Raises:
+            RuntimeError: one of the files is damaged.
+            ValueError: there are no files.
+            Unread: one of them could not be read.
+        """
+        paths = [str(directory / name) for name in names]
+        self._directory = directory
+        self._source = self._patiently(
+            lambda: grain.sources.ArrayRecordDataSource(paths), str(directory), let_go=lambda: None
+        )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: SupportsIndex) -> bytes:
+        """
+        Raises:
+            RuntimeError: it is damaged.
+            Unread: it could not be read.
+        """
+        return self._patiently(lambda: self._source[index], f"clip {index} of {self._directory}", self._let_go)
+
+    def _patiently(self, act: Callable[[], T], label: str, let_go: Callable[[], None]) -> T:
+        try:
+            return _patiently(lambda: _of_the_system(act), let_go, _WAITS)
+        except OSError as error:
+            raise unread(label, error) from None
+
+    def _let_go(self) -> None:
+        self._source = copy.copy(self._source)  # which has opened nothing
 
 
 @contextmanager
@@ -113,6 +149,29 @@ def record_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
         yield partial(told, writer.write)
     finally:
         told(writer.close)
+
+
+def _patiently(act: Callable[[], T], let_go: Callable[[], None], waits: Sequence[float]) -> T:
+    """Do what may fail for a moment, after each failure anew."""
+    for wait in waits:
+        try:
+            return act()
+        except _LASTING:
+            raise
+        except OSError:
+            let_go()
+            time.sleep(wait)
+    return act()
+
+
+def _of_the_system(act: Callable[[], T]) -> T:
+    """Do it, and tell failures of the system from damaged files: ArrayRecord has one exception for both."""
+    try:
+        return act()
+    except RuntimeError as error:
+        if failed := re.match(r"\w+\(\) failed: ([^;]+)", str(error)):
+            raise OSError(failed[1]) from error
+        raise
 
 
 def unread(label: str, error: OSError) -> Unread:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
-import grain
 import numpy as np
 
 from svdjax.data import pictures
 from svdjax.data.decoding import SUFFIXES, Video, decode_all, probe
-from svdjax.data.files import caption_beside
+from svdjax.data.files import Records, caption_beside
 from svdjax.data.measuring import Measurable, measure_all
 from svdjax.data.motion import MEASURE, STILL, MotionBuckets, motion_score
 from svdjax.data.records import FORMAT, GEOMETRY, GEOMETRY_FILE, ClipRecord, unpack
@@ -69,15 +68,15 @@ class ShardSource:
             raise UserError(f"{directory}/dataset.json is not JSON: write the data set again") from None
         if index.get("format") != FORMAT:
             raise UserError(f"{directory}/dataset.json is not of format {FORMAT}: write the data set again")
-        shards = [directory / name for name in sorted(index["shards"])]
-        if missing := [shard.name for shard in shards if not shard.is_file()]:
+        names = sorted(index["shards"])
+        if missing := [name for name in names if not (directory / name).is_file()]:
             raise UserError(f"{directory} lacks {', '.join(missing)}: copy the data set again")
         self.buckets = MotionBuckets(thresholds=tuple(index["motion_thresholds"]))
         self.motion_measure = str(index["motion_measure"])
         self.has_pictures = index.get("pictures", 0) > 0
         self._directory = directory
         try:
-            self._records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+            self._records = Records(directory, names)
         except RuntimeError as error:
             raise UserError(f"{directory} holds a damaged shard ({error}): copy the data set again") from None
         if len(self._records) != index["clips"]:
@@ -89,7 +88,7 @@ class ShardSource:
     def __getitem__(self, index: SupportsIndex) -> ClipRecord:
         """
         Raises:
-            UserError: the record is damaged.
+            UserError: the record is damaged, or could not be read.
         """
         try:
             return unpack(self._records[index])

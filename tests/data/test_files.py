@@ -3,18 +3,22 @@
 import errno
 import io
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from svdjax.data import files
-from svdjax.data.cache import write_shard
+from svdjax.data.cache import LatentCache, finish, write_shard
 from svdjax.data.decoding import decode, decode_all
 from svdjax.data.files import PatientFile, caption_beside
+from svdjax.data.motion import MotionBuckets
 from svdjax.data.pictures import decode_picture
 from svdjax.data.records import ClipRecord, write_shards
-from svdjax.data.sources import ANNOTATIONS, FolderSource
+from svdjax.data.sources import ANNOTATIONS, FolderSource, ShardSource
 from svdjax.errors import Unread, UserError
 from tests.data.clips import encode, ramp
 
@@ -125,6 +129,46 @@ def test_what_could_not_be_read_is_not_noted_as_bad(tmp_path, hiccups, monkeypat
     hiccups("nothing", every=1)
     assert list(json.loads((tmp_path / ANNOTATIONS).read_text())["clips"]) == ["b.mp4"]
     assert len(FolderSource(tmp_path)) == 2
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A data set and a latent cache of 5 clips of one shard each, with nothing read yet but how many they are."""
+    noise = np.random.default_rng(0)
+    notes = {"name": "a", "motion_score": 1.0}
+    clips = [ClipRecord(video=noise.bytes(40_000), annotations=notes) for _ in range(5)]
+    write_shards(clips, tmp_path / "set", shards=1)
+    (tmp_path / "cache").mkdir()
+    items = [{"latents": noise.random(5000)} for _ in range(5)]
+    write_shard(tmp_path / "cache", 0, items, {"clips": [[1, 8, 8, 1]] * 5})
+    finish(tmp_path / "cache", 1, MotionBuckets(thresholds=tuple(np.linspace(0, 1, 254))), "none")
+    return ShardSource(tmp_path / "set"), LatentCache(tmp_path / "cache")
+
+
+def lose(directory):
+    """Put a file that cannot be read in the place of those that are open in a directory."""
+    closed = os.open(os.devnull, os.O_WRONLY)
+    for opened in Path("/proc/self/fd").iterdir():
+        if opened.exists() and directory in opened.resolve().parents:
+            os.dup2(closed, int(opened.name))
+    os.close(closed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds open files in /proc")
+def test_shards_that_fail_for_a_moment_are_opened_anew(tmp_path, shards, waits, monkeypatch):
+    clips, cache = shards
+    wanted = [clips[i].video for i in range(5)], [cache[i]["latents"] for i in range(5)]
+    lose(tmp_path)
+    assert [clips[i].video for i in range(5)] == wanted[0]
+    np.testing.assert_array_equal([cache[i]["latents"] for i in range(5)], wanted[1])
+    assert waits == [0.2, 0.2]
+    lose(tmp_path)
+    monkeypatch.setattr(files, "_WAITS", ())
+    for source, name in (clips, "set"), (cache, "cache"):
+        with pytest.raises(
+            Unread, match=f"clip 3 of .*{name} cannot be read .Bad file descriptor.: check the disk"
+        ):
+            source[3]
 
 
 @pytest.fixture
