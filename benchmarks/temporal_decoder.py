@@ -1,6 +1,6 @@
 """The temporal decoder, measured: is what it decodes nearer to real clips than the image decoder's?
 
-Command: python -m benchmarks.temporal_decoder [FOLDER] [--out OUT]   (needs `pip install -e ".[test]"`)
+Command: python -m benchmarks.temporal_decoder [FOLDER] [--out OUT]   (needs ".[measure]" and scikit-video)
 
 Trains an image autoencoder on single frames (`configs/demo_image_decoder.py`), and from it four decoders with the
 same steps: the image decoder itself, further, and the temporal one, each on reconstruction alone and with a
@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.demo import reconstruct
-from benchmarks.films import cut_apart, windows
+from benchmarks.films import WINDOW, cut_apart, windows
 from benchmarks.runs import demo_run, trained
 from svdjax.cli import guard
 from svdjax.conversion.source import load_model
+from svdjax.errors import UserError
 from svdjax.evaluation.reconstruction import flicker, psnr, ssim
 from svdjax.sampling.images import from_uint8, to_uint8
 from svdjax.training import RunConfig
@@ -68,8 +69,13 @@ def train(folder: Path, films: Path | None = None, *, seed: int = 0, steps: int 
     Args:
         folder: for the runs. films: videos in ``train`` and ``held``; None are those of `benchmarks.films`.
         seed: of training. steps: of each of them, if not the configurations'.
+
+    Raises:
+        UserError: there is nothing to measure by.
     """
     films = films or cut_apart(folder / "films")
+    if next(windows(films / "held"), None) is None:
+        raise UserError(f"{films / 'held'} holds no video of {WINDOW} frames: put some there to measure by")
     return films, *(trained(config) for config in runs(folder, films, seed=seed, steps=steps))
 
 

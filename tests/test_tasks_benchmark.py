@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +13,12 @@ from benchmarks import camera_lora, films, frame_interpolation, runs, tasks, vid
 from svdjax.data.decoding import decode_all
 from svdjax.data.sampling import ClipSampling
 from svdjax.data.sprites import World, draw_clips
-from svdjax.errors import UserError
+from svdjax.data.video import encode_lossless
+from svdjax.errors import MissingPackage, UserError
 from svdjax.sampling.images import from_uint8
 from svdjax.sampling.options import DEMO_CHECKPOINT
 from svdjax.training import Stopped
+from svdjax.training.temporal_decoder_stage import TemporalDecoderStage
 from tests.training.tiny import tiny_run
 
 
@@ -239,14 +242,54 @@ def test_films_are_cut_apart_without_loss_and_none_of_a_film_is_in_both_parts(tm
         np.testing.assert_array_equal(np.concatenate(parts), decode_all(film, size=size).frames)
         assert len(parts[0]) == 2 * sum(map(len, parts)) // 3
     (folder / "held" / "notes.json").write_text("{}")
+    (folder / "held" / "bikes.mov").rename(folder / "held" / "BIKES.MOV")
+    (folder / "held" / "deep").mkdir()
+    (folder / "held" / "carphone_pristine.mov").rename(folder / "held" / "deep" / "a.mov")
     shown = np.stack(list(films.windows(folder / "held")))
     assert shown.shape == (20, films.WINDOW, *size, 3)
     np.testing.assert_array_equal(
-        shown[:5].reshape(-1, *size, 3), decode_all(folder / "held/bigbuckbunny.mov").frames[:40]
+        shown[10:15].reshape(-1, *size, 3), decode_all(folder / "held/bigbuckbunny.mov").frames[:40]
     )
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.mov")}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("train/*.mov")}
     assert films.cut_apart(folder) == folder
-    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.mov")}
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("train/*.mov")}
+
+
+def test_each_decoder_is_what_its_name_says(tmp_path, monkeypatch):
+    module = tasks.TASKS["temporal_decoder"]
+    seen = []
+    monkeypatch.setattr(module, "trained", lambda config: seen.append(config) or config.out)
+    monkeypatch.setattr(module, "windows", lambda folder: iter([folder]))
+    films_of, *made = module.train(tmp_path, tmp_path / "films", seed=1, steps=2)
+    assert films_of == tmp_path / "films" and made == [config.out for config in seen] and len(set(made)) == 5
+    before, *others = seen
+    assert before.vae is not None and before.decoder is None and not before.model.vae.temporal_decoder
+    for name, config in zip(module.NAMES[1:], others, strict=True):
+        assert config.vae is None and config.init_from == str(before.out / "model.safetensors")
+        assert config.model.vae.temporal_decoder == name.startswith("temporal")
+        assert isinstance(config.decoder, TemporalDecoderStage) == name.endswith("discriminator")
+    shared = [{key: getattr(config.decoder, key) for key in vars(others[0].decoder)} for config in others]
+    assert all(each == shared[0] for each in shared) and shared[0]["steps"] == 2
+    assert {(config.seed, config.data.train, config.data.sprites) for config in seen} == {
+        (1, tmp_path / "films" / "train", 0)
+    }
+
+
+def test_films_that_are_too_short_or_missing_are_refused_before_training(tmp_path, monkeypatch):
+    module = tasks.TASKS["temporal_decoder"]
+    monkeypatch.setattr(module, "trained", lambda config: pytest.fail("trained"))
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "a.mov").write_bytes(encode_lossless(np.zeros((7, 64, 64, 3), np.uint8), 7.0))
+    with pytest.raises(UserError, match="held holds no video of 8 frames"):
+        module.train(tmp_path / "out", tmp_path)
+    monkeypatch.setattr(films, "distribution", distribution_of_nothing)
+    monkeypatch.setattr(sys, "argv", ["tasks", "--out", str(tmp_path / "out")])
+    with pytest.raises(MissingPackage, match="scikit-video is not installed"):
+        tasks.main()
+
+
+def distribution_of_nothing(name):
+    raise PackageNotFoundError(name)
 
 
 def test_each_camera_lora_sees_its_own_motion_and_starts_from_the_base(tmp_path, monkeypatch):

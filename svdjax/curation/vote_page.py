@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif url.path == "/question":
             voter = parse_qs(url.query).get("voter", [""])[0].strip()
             if voter:
-                self._send_json(self._question(voter))
+                self._send_question(voter)
             else:
                 self._fail(HTTPStatus.BAD_REQUEST, "no voter is named")
         elif file := self.files.get(url.path.removeprefix("/video/")):
@@ -164,12 +164,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.poll.answer(voter, ticket, sides)
         except UserError as error:
             return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
-        return self._send_json(self._question(voter))
+        return self._send_question(voter)
 
-    def _question(self, voter: str) -> dict[str, Any]:
+    def _send_question(self, voter: str) -> None:
         done, left = self.poll.progress(voter)
         question = self.poll.question(voter)
-        return {"done": done, "left": left, "question": question and self._shown(question)}
+        try:
+            shown = question and self._shown(question)
+        except UserError as error:
+            return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+        return self._send_json({"done": done, "left": left, "question": shown})
 
     def _shown(self, question: Question) -> dict[str, Any]:
         """What the page may know of a question."""

@@ -236,6 +236,10 @@ def _videos_in(folder: Path) -> dict[str, Path]:
 
 
 def prompt_of(name: str, models: Mapping[str, Mapping[str, Path]]) -> str:
-    """The text of ``NAME.txt`` beside any of the videos, or else the words of the name."""
+    """The text of ``NAME.txt`` beside any of the videos, or else the words of the name.
+
+    Raises:
+        Unread: there is such a file and it cannot be read.
+    """
     texts = (caption_beside(videos[name]) for videos in models.values() if name in videos)
     return next(filter(None, texts), re.sub("[-_]+", " ", Path(name).name))

@@ -6,6 +6,7 @@ holds ``format``, the ``shards``, and ``motion_measure`` and ``motion_thresholds
 [clips, 4] the frames, height and width of each clip, and how often it is drawn.
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,8 +18,9 @@ from safetensors.numpy import load, save
 
 from svdjax.conversion.output import finished
 from svdjax.data.drawing import Group
-from svdjax.data.files import Records, record_writer
+from svdjax.data.files import read_file
 from svdjax.data.motion import MotionBuckets
+from svdjax.data.shards import Records, record_writer
 from svdjax.errors import UserError
 from svdjax.typing import ndarray
 
@@ -40,7 +42,7 @@ class LatentCache:
     def __init__(self, directory: Path) -> None:
         """
         Raises:
-            UserError: the cache is not finished, of another format, or a shard is missing or damaged.
+            UserError: the cache is not finished, of another format, or a shard is missing, damaged or not read.
         """
         index = _read_json(directory / INDEX)
         if index.get("format") != FORMAT:
@@ -52,9 +54,9 @@ class LatentCache:
         if missing := [name for name in names if not (directory / name).is_file()]:
             raise UserError(f"{directory} lacks {', '.join(missing)}: copy the cache again")
         try:
-            table = np.load(directory / TABLE)
+            table = np.load(io.BytesIO(read_file(directory / TABLE) or b""))
             self._records = Records(directory, names)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (EOFError, ValueError, RuntimeError) as error:
             raise UserError(f"{directory} is damaged ({error}): copy the cache again") from None
         if len(self._records) != len(table):
             raise UserError(f"{directory} holds {len(self._records)} clips, not {len(table)}: copy the cache again")
@@ -83,7 +85,7 @@ def is_cache(directory: Path) -> bool:
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """What a cache says that it is made from; nothing where that cannot be read."""
+    """What a cache says that it is made from; nothing where that is missing or damaged."""
     return _read_json(directory / SETTINGS)
 
 
@@ -149,8 +151,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = json.loads(read_file(path) or b"")
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 

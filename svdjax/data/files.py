@@ -1,27 +1,21 @@
-"""Files that data is read from and written to.
+"""Files that data is read from.
 
 They are read again where a network file system fails for a moment: a clip that one host alone took for bad would
 make that host's rows others than they are.
 """
 
-import copy
 import io
 import os
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, TypeVar
 
-import grain
-from array_record.python.array_record_module import ArrayRecordWriter
+from svdjax.errors import Unread
 
-from svdjax.errors import Unread, UserError
-
-_WAITS = (0.2, 1.0, 5.0)  # seconds, each before a file is opened anew
+WAITS = (0.2, 1.0, 5.0)  # seconds, each before a file is opened anew
 _LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 T = TypeVar("T")
@@ -70,9 +64,9 @@ class PatientFile(io.RawIOBase):
         super().close()
 
     def _patiently(self, act: Callable[[FileIO], T]) -> T:
-        waits = () if self._lost else _WAITS
+        waits = () if self._lost else WAITS
         try:
-            done = _patiently(lambda: act(self._open()), self._let_go, waits)
+            done = patiently(lambda: act(self._open()), self._let_go, waits)
         except OSError:
             self._lost = True
             raise
@@ -90,68 +84,7 @@ class PatientFile(io.RawIOBase):
         self._file = None
 
 
-class Records:
-    """The records of ArrayRecord files in a directory, read as `PatientFile` reads."""
-
-    def __init__(self, directory: Path, names: Sequence[str]) -> None:
-        """
-        Raises:
-            RuntimeError: one of the files is damaged.
-            ValueError: there are no files.
-            Unread: one of them could not be read.
-        """
-        paths = [str(directory / name) for name in names]
-        self._directory = directory
-        self._source = self._patiently(
-            lambda: grain.sources.ArrayRecordDataSource(paths), str(directory), let_go=lambda: None
-        )
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: SupportsIndex) -> bytes:
-        """
-        Raises:
-            RuntimeError: it is damaged.
-            Unread: it could not be read.
-        """
-        return self._patiently(lambda: self._source[index], f"clip {index} of {self._directory}", self._let_go)
-
-    def _patiently(self, act: Callable[[], T], label: str, let_go: Callable[[], None]) -> T:
-        try:
-            return _patiently(lambda: _of_the_system(act), let_go, _WAITS)
-        except OSError as error:
-            raise unread(label, error) from None
-
-    def _let_go(self) -> None:
-        self._source = copy.copy(self._source)  # which has opened nothing
-
-
-@contextmanager
-def record_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Write an ArrayRecord file: gives what writes one record. The file is whole after the block.
-
-    Raises:
-        UserError: the disk is full, or the place cannot be written.
-    """
-
-    def told(act: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return act(*args)
-        except (RuntimeError, OSError) as error:
-            reason = str(error).split(";")[0]
-            raise UserError(
-                f"{path} cannot be written ({reason}): make room there, or choose another place"
-            ) from None
-
-    writer = told(ArrayRecordWriter, str(path), "group_size:1")
-    try:
-        yield partial(told, writer.write)
-    finally:
-        told(writer.close)
-
-
-def _patiently(act: Callable[[], T], let_go: Callable[[], None], waits: Sequence[float]) -> T:
+def patiently(act: Callable[[], T], let_go: Callable[[], None], waits: Sequence[float]) -> T:
     """Do what may fail for a moment, after each failure anew."""
     for wait in waits:
         try:
@@ -164,19 +97,24 @@ def _patiently(act: Callable[[], T], let_go: Callable[[], None], waits: Sequence
     return act()
 
 
-def _of_the_system(act: Callable[[], T]) -> T:
-    """Do it, and tell failures of the system from damaged files: ArrayRecord has one exception for both."""
-    try:
-        return act()
-    except RuntimeError as error:
-        if failed := re.match(r"\w+\(\) failed: ([^;]+)", str(error)):
-            raise OSError(failed[1]) from error
-        raise
-
-
 def unread(label: str, error: OSError) -> Unread:
     """What to say of a file that could not be read."""
     return Unread(f"{label} cannot be read ({error.strerror or error}): check the disk or network that it is on")
+
+
+def read_file(path: Path) -> bytes | None:
+    """What is in a small file, or None where there is none.
+
+    Raises:
+        Unread: it is there and cannot be read.
+    """
+    try:
+        with PatientFile(path) as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise unread(str(path), error) from None
 
 
 def caption_beside(clip: Path) -> str:
@@ -185,11 +123,4 @@ def caption_beside(clip: Path) -> str:
     Raises:
         Unread: it is there and cannot be read.
     """
-    path = clip.with_suffix(".txt")
-    try:
-        with PatientFile(path) as file:
-            return file.read().decode(errors="replace").strip()
-    except (FileNotFoundError, IsADirectoryError):
-        return ""
-    except OSError as error:
-        raise unread(str(path), error) from None
+    return (read_file(clip.with_suffix(".txt")) or b"").decode(errors="replace").strip()

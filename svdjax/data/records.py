@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from svdjax.data.decoding import Frames, Video
-from svdjax.data.files import record_writer
 from svdjax.data.motion import MEASURE, STILL, MotionBuckets
+from svdjax.data.shards import record_writer
 from svdjax.data.sprites import World, draw_clips
 from svdjax.data.video import encode_lossless
 from svdjax.errors import UserError

@@ -4,6 +4,7 @@ A source is a sequence of `ClipRecord` with `motion.MotionBuckets`; all kinds, a
 same pipeline. `opening.open_source` chooses by what is in the directory.
 """
 
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ import numpy as np
 
 from svdjax.data import pictures
 from svdjax.data.decoding import SUFFIXES, Video, decode_all, probe
-from svdjax.data.files import Records, caption_beside
+from svdjax.data.files import caption_beside, read_file
 from svdjax.data.measuring import Measurable, measure_all
 from svdjax.data.motion import MEASURE, STILL, MotionBuckets, motion_score
 from svdjax.data.records import FORMAT, GEOMETRY, GEOMETRY_FILE, ClipRecord, unpack
 from svdjax.data.sampling import ClipSampling
+from svdjax.data.shards import Records
 from svdjax.errors import UserError
 from svdjax.typing import Float, Int, ndarray
 
@@ -60,10 +62,11 @@ class ShardSource:
         Raises:
             UserError: no data set there, another format, or a shard is missing.
         """
+        found = read_file(directory / "dataset.json")
+        if found is None:
+            raise UserError(f"{directory} holds no dataset.json: write it with write_shards")
         try:
-            index = json.loads((directory / "dataset.json").read_text())
-        except FileNotFoundError:
-            raise UserError(f"{directory} holds no dataset.json: write it with write_shards") from None
+            index = json.loads(found)
         except ValueError:
             raise UserError(f"{directory}/dataset.json is not JSON: write the data set again") from None
         if index.get("format") != FORMAT:
@@ -103,8 +106,8 @@ class ShardSource:
             UserError: the clips were written without their sizes.
         """
         try:
-            return np.load(self._directory / GEOMETRY_FILE)
-        except (OSError, ValueError):
+            return np.load(io.BytesIO(read_file(self._directory / GEOMETRY_FILE) or b""))
+        except (EOFError, ValueError):
             raise UserError(
                 f"{self._directory} holds no {GEOMETRY_FILE}, by which clips are sorted into buckets: write the "
                 "data set again, with the height and width of every clip"

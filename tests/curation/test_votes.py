@@ -14,10 +14,11 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 
 from svdjax import cli
+from svdjax.curation import votes as module
 from svdjax.curation.elo import read_votes
 from svdjax.curation.vote_page import Vote, run, server
 from svdjax.curation.votes import Poll, prompt_of, videos_of_models
-from svdjax.errors import UserError
+from svdjax.errors import Unread, UserError
 
 BYTES = bytes(range(256)) * 300
 
@@ -218,6 +219,18 @@ def test_the_prompt_is_that_of_the_text_file_or_the_name(folders):
     assert prompt_of("deep/x", models) == "a red <ball>" and prompt_of("deep/y", models) == "y"
     (folders[1] / "deep/x.txt").write_bytes("Café".encode("latin-1"))
     assert prompt_of("deep/x", models) == "Caf\ufffd"
+    (folders[1] / "deep/x.txt").write_text(" \n")
+    assert prompt_of("deep/x", models) == "x"
+
+
+def test_a_prompt_that_cannot_be_read_is_said_in_one_line(folders, votes, poll_of, monkeypatch):
+    def lost(clip):
+        raise Unread(f"{clip.stem}.txt cannot be read (Stale file handle): check the disk or network that it is on")
+
+    monkeypatch.setattr(module, "caption_beside", lost)
+    with serving(poll_of(folders, votes)) as port:
+        response, said = request(port, "GET", "/question?voter=v")
+        assert response.status == 500 and b"txt cannot be read (Stale file handle): check" in said
 
 
 def test_a_second_click_counts_once(folders, votes, poll_of):

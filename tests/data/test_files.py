@@ -123,7 +123,7 @@ def test_what_could_not_be_read_is_not_noted_as_bad(tmp_path, hiccups, monkeypat
     for name in ("a", "b"):
         (tmp_path / f"{name}.mp4").write_bytes(encode(ramp()))
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_WAITS", ())
+        patch.setattr(files, "WAITS", ())
         hiccups("a.mp4", every=1)
         assert len(FolderSource(tmp_path, max_bad=0.5)) == 1
     hiccups("nothing", every=1)
@@ -163,12 +163,35 @@ def test_shards_that_fail_for_a_moment_are_opened_anew(tmp_path, shards, waits, 
     np.testing.assert_array_equal([cache[i]["latents"] for i in range(5)], wanted[1])
     assert waits == [0.2, 0.2]
     lose(tmp_path)
-    monkeypatch.setattr(files, "_WAITS", ())
-    for source, name in (clips, "set"), (cache, "cache"):
-        with pytest.raises(
-            Unread, match=f"clip 3 of .*{name} cannot be read .Bad file descriptor.: check the disk"
-        ):
+    monkeypatch.setattr(files, "WAITS", ())
+    for source, name in (clips, "set/clips"), (cache, "cache/latents"):
+        with pytest.raises(Unread, match=rf"{name}-0.*\.array_record cannot be read .Bad file descriptor.: check"):
             source[3]
+
+
+def test_a_shard_that_is_gone_is_not_waited_for(tmp_path, shards, waits):
+    for source, name in zip(shards, ("set", "cache"), strict=True):
+        (shard,) = (tmp_path / name).glob("*.array_record")
+        shard.unlink()
+        with pytest.raises(Unread, match=rf"{shard.name} cannot be read \(No such file or directory\)"):
+            source[3]
+    assert not waits
+
+
+def test_indices_that_fail_for_a_moment_are_read_and_else_not_called_damaged(tmp_path, shards, hiccups, waits):
+    every = [
+        ("set/dataset.json", ShardSource),
+        ("cache/dataset.json", LatentCache),
+        ("cache/clips.npy", LatentCache),
+    ]
+    for name, opened in every:
+        hiccups(name, every=2)
+        assert len(opened((tmp_path / name).parent)) == 5
+        assert set(waits) == {0.2}
+        hiccups(name, every=1)
+        with pytest.raises(Unread, match=rf"{name} cannot be read \(Input/output error\)"):
+            opened((tmp_path / name).parent)
+        waits.clear()
 
 
 @pytest.fixture
