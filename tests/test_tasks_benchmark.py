@@ -82,7 +82,6 @@ VERDICTS = {
         decoders(),
         [
             decoders(plain=(25.4, 2.9, 0.7)),
-            decoders(plain=(26.0, 3.1, 0.7)),
             decoders(adversarial=(25.0, 3.5, 0.65)),
             decoders(adversarial=(25.0, 3.5, 1.1)),
             decoders(adversarial=(22.5, 3.5, 0.75)),
