@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.sharding import PartitionSpec
 
 from svdjax.models.params import abstract, flat_params
@@ -231,10 +231,13 @@ def _cond(eqn: JaxprEqn, inputs: Sequence[bool], choice: int | None) -> Walked:
 
 
 def _scan(eqn: JaxprEqn, inputs: Sequence[bool]) -> Walked:
-    constants, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    body = _open(eqn.params["jaxpr"])
+    # Told by what has an axis of steps: JAX 0.11 gives the numbers no longer.
+    carried = _alike(eqn.outvars, body.outvars)
+    constants = _alike(eqn.invars, body.invars) - carried
     inputs = list(inputs)
     while True:
-        cost, outputs = _walk(eqn.params["jaxpr"].jaxpr, inputs)
+        cost, outputs = _walk(body, inputs)
         before = inputs[constants : constants + carried]
         after = [a or b for a, b in zip(before, outputs[:carried], strict=True)]
         if before == after:
@@ -242,8 +245,13 @@ def _scan(eqn: JaxprEqn, inputs: Sequence[bool]) -> Walked:
         inputs[constants : constants + carried] = after
 
 
+def _alike(outside: Sequence[Var | Literal], inside: Sequence[Var | Literal]) -> int:
+    """How many values of a scan have no axis of steps."""
+    return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
+
+
 def _while(eqn: JaxprEqn, inputs: Sequence[bool]) -> Walked:
-    body = eqn.params["body_jaxpr"].jaxpr
+    body = _open(eqn.params["body_jaxpr"])
     cost, _ = _walk(body, [False] * len(body.invars))
     if cost.forward:
         raise ValueError("products in a loop whose length depends on the data cannot be counted")
@@ -271,12 +279,14 @@ def _pallas_call(eqn: JaxprEqn, inputs: Sequence[bool]) -> Walked:
 def _other(eqn: JaxprEqn, inputs: Sequence[bool]) -> Walked:
     """A call walks into its body (`jit`, `checkpoint`, `custom_vjp`); anything else costs nothing."""
     body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-    if isinstance(body, ClosedJaxpr):
-        body = body.jaxpr
-    if isinstance(body, Jaxpr):
-        return _walk(body, inputs)
+    if isinstance(body, ClosedJaxpr | Jaxpr):
+        return _walk(_open(body), inputs)
     differentiable = eqn.primitive.name != "stop_gradient" and any(inputs)
     return _Cost(), [differentiable and _is_real(v.aval) for v in eqn.outvars]
+
+
+def _open(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
 def _is_real(aval: object) -> bool:
