@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.timing import seconds
 from svdjax.conversion.checkpoint import Checkpoint, shapes_of
 from svdjax.conversion.diffusers import write_diffusers
 from svdjax.conversion.source import load_model
@@ -38,7 +38,7 @@ from svdjax.models.params import cast_floating, flat_params
 from svdjax.models.svd import SamplingDefaults, SVDConfig
 from svdjax.sampling.images import read_image
 from svdjax.sampling.pipeline import Pipeline, Settings, Timings
-from svdjax.training.config import load_config
+from svdjax.training.config import RunConfig, load_config
 from svdjax.training.flops import clip_shapes, peak_flops, sampling_flops, stage_flops
 from svdjax.training.mesh import MeshConfig, make_mesh
 from svdjax.training.model import read
@@ -60,11 +60,9 @@ def noise_clip(frames: int, height: int, width: int) -> ndarray:
     return np.random.default_rng(0).integers(256, size=(1, frames, height, width, 3), dtype=np.uint8)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def recipe() -> RunConfig:
+    """The finetuning of which steps are taken, with one clip at a time."""
+    return load_config([str(RECIPE), "--unet.batch", "1", "--out", "outputs/gpu"], default=RECIPE)
 
 
 def sampling(folder: Path) -> Result:
@@ -92,7 +90,7 @@ def sampling(folder: Path) -> Result:
 
 def training(folder: Path) -> Result:
     """Compile a finetuning step and take some."""
-    config = load_config([str(RECIPE), "--unet.batch", "1", "--out", "outputs/gpu"], default=RECIPE)
+    config = recipe()
     stage, mesh = config.unet, make_mesh(MeshConfig())
     model = read(folder, mesh)
     trained = {path: value for path, value in model.params.items() if stage.trains(path)}
@@ -102,8 +100,7 @@ def training(folder: Path) -> Result:
     start = partial(new_state, optimizer=optimizer)
     shardings = state_shardings(jax.eval_shape(start, trained), optimizer, mesh, offload=stage.offload)
     state = jax.jit(start, out_shardings=shardings, donate_argnums=0)(trained)
-    (frames, height, width), *_ = config.data.sampling.shapes
-    clip = {"video": noise_clip(frames, height, width), "fps": np.ones(1, np.float32)}
+    clip = {"video": noise_clip(*config.data.sampling.shapes[0]), "fps": np.ones(1, np.float32)}
     clip = stage.prepare(config.model, clip | {"motion_bucket": np.ones(1, np.float32)})
     batch = BatchLayout(mesh, stage.batch).place(clip)
     step = on_mesh(mesh, make_train_step(stage, stage.shapes(config.model), optimizer, config.seed, shardings))
@@ -156,7 +153,8 @@ def measured(what: str, by: str, folder: Path) -> Result:
     module = "benchmarks.gpu" if by == "svdjax" else "benchmarks.gpu_torch"
     # Memory is taken as it is needed, so that its peak says something, and up to nearly all.
     settings = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
-    command = [sys.executable, "-m", module, "--one", "--only", what, "--folder", str(folder)]
+    command = [sys.executable, "-m", module, "--only", what, "--folder", str(folder)]
+    command += ["--one"] * (by == "svdjax")
     done = subprocess.run(command, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{what} by {by} ended with {done.returncode}")

@@ -9,7 +9,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,21 +16,18 @@ from diffusers import AutoencoderKLTemporalDecoder, StableVideoDiffusionPipeline
 from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
-from benchmarks.gpu import PHOTO, TIMED_STEPS, XT, Result, noise_clip
+from benchmarks.gpu import PHOTO, TIMED_STEPS, XT, Result, noise_clip, recipe
+from benchmarks.timing import seconds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CLIP_SHAPE = (14, 576, 1024)  # configs/finetune_svd.py
 DECODED_AT_ONCE = 8
 EMA_DECAY = 0.9999
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Seconds until the GPU has done what a call asks for."""
-    start = time.perf_counter()
-    call()
+def finished() -> None:
+    """Wait until the GPU has done what it was asked for."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def sampling(folder: Path) -> Result:
@@ -53,12 +49,12 @@ def sampling(folder: Path) -> Result:
             output_type=output,
         ).frames
 
-    first = seconds(lambda: sample("np"))
-    second = seconds(lambda: sample("np"))
+    first = seconds(lambda: sample("np"), finished)
+    second = seconds(lambda: sample("np"), finished)
     latents: list[torch.Tensor] = []
-    without = seconds(lambda: latents.append(sample("latent")))
+    without = seconds(lambda: latents.append(sample("latent")), finished)
     with torch.no_grad():
-        decode = seconds(lambda: pipeline.decode_latents(latents[0], XT.frames, DECODED_AT_ONCE))
+        decode = seconds(lambda: pipeline.decode_latents(latents[0], XT.frames, DECODED_AT_ONCE), finished)
     return {
         "load s": load,
         "first video s": first,
@@ -81,7 +77,11 @@ def training(folder: Path) -> Result:
     params = list(unet.parameters())
     average = [param.detach().clone() for param in params]
     optimizer = torch.optim.AdamW(params, lr=1e-5, fused=True)
-    clip = torch.from_numpy(noise_clip(*CLIP_SHAPE)).to(DEVICE)[0].permute(0, 3, 1, 2).to(frozen) / 127.5 - 1
+    clip = (
+        torch.from_numpy(noise_clip(*recipe().data.sampling.shapes[0])).to(DEVICE)[0].permute(0, 3, 1, 2).to(frozen)
+        / 127.5
+        - 1
+    )
 
     def take() -> None:
         with torch.no_grad():
@@ -95,7 +95,7 @@ def training(folder: Path) -> Result:
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss}")
 
-    first, *others = [seconds(take) for _ in range(1 + TIMED_STEPS)]
+    first, *others = [seconds(take, finished) for _ in range(1 + TIMED_STEPS)]
     return {"first step s": first, "a step s": statistics.median(others), "peak GiB": _peak_memory()}
 
 
@@ -132,7 +132,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["sampling", "training"], required=True)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--one", action="store_true", required=True)
     args = parser.parse_args()
     if DEVICE == "cpu":
         raise SystemExit("PyTorch finds no GPU here")

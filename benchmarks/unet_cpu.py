@@ -23,6 +23,7 @@ import torch
 from flax import nnx
 
 from benchmarks import networks
+from benchmarks.timing import seconds
 
 THREADS = 2
 CASES = {
@@ -57,13 +58,6 @@ class Peak:
         self._thread.join()
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def measure(theirs: Callable, ours: Callable, inputs: tuple, repeats: int) -> dict[str, float]:
     """Compile ours, then let both take turns."""
     graph, state = nnx.split(ours.__self__ if hasattr(ours, "__self__") else ours)
@@ -81,7 +75,7 @@ def measure(theirs: Callable, ours: Callable, inputs: tuple, repeats: int) -> di
         theirs()
     with Peak() as jax_peak:
         run()
-    pairs = [(timed(theirs), timed(run)) for _ in range(repeats)]
+    pairs = [(seconds(theirs), seconds(run)) for _ in range(repeats)]
     torch_time, jax_time = (statistics.median(times) for times in zip(*pairs, strict=True))
     return {
         "torch s": torch_time,
